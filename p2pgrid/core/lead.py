@@ -1,0 +1,448 @@
+"""The lead of one job: it leases units to workers that pull, and decides from their receipts (docs/spec/job.md).
+
+1. Workers are invited and pull; nobody is pushed work. A pull gets at most its share of what is left, so
+   that the last units spread over everybody; who has delivered nothing yet gets little.
+2. With a quorum, units are drawn at random, each needs q distinct parties, and a disagreement asks for more.
+3. Nobody gets a unit twice, unless everybody there had it, or nobody else took it for a while. Who answered
+   it where answers are compared, or still owes it, never gets it again.
+4. A lease ends with its receipts, with its deadline, or with its worker's connection. What is open then is
+   leased again. A late receipt still counts.
+5. A unit that missed ``attempts`` times (time-out, death), or missed once at everybody there who could answer,
+   is given up.
+6. Derived batches open when all results below them are decided. If a unit failed, nothing is derived.
+7. The job is over when every unit that can be decided is.
+8. When nothing is pending, units of a lease far slower than any before are leased once more.
+9. What a unit still needs is computed from the ledger whenever something happens to it, never carried along:
+   whatever was decided elsewhere and merged in is found, too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pgrid.core.columns import OPEN, digest_at, positions
+from p2pgrid.core.lead_events import (
+    AssembleDerived,
+    Decided,
+    Delivered,
+    DerivedReady,
+    Effect,
+    Event,
+    Granted,
+    Invite,
+    Over,
+    Pulled,
+    Record,
+    Stopped,
+    Tick,
+    WorkerGone,
+    WorkersKnown,
+)
+from p2pgrid.core.leases import Lease, LeaseBook
+from p2pgrid.core.ledger import Ledger
+from p2pgrid.core.quorum import misses
+from p2pgrid.core.verdicts import join_entries
+from p2pgrid.model.work import ANSWERS, Decision, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.wire.envelope import Signed, Statement
+
+__all__ = [
+    "AssembleDerived",
+    "Decided",
+    "Delivered",
+    "DerivedReady",
+    "Effect",
+    "Event",
+    "Granted",
+    "Invite",
+    "Lead",
+    "Over",
+    "Pulled",
+    "Record",
+    "Seal",
+    "Stopped",
+    "Tick",
+    "WorkerGone",
+    "WorkersKnown",
+]
+
+Seal = Callable[[Statement], Signed[Any]]
+"""Signs a statement with the lead's node key."""
+
+LEASE_SLACK_S = 30.0
+UNITS_PER_PULL_MAX = 4096
+BATCHES_PER_PULL_MAX = 6
+"""A pull's reply carries the batches it needs, up to 1 MiB each, in one message of at most 8 MiB."""
+SLOTS_MAX = 1024
+"""Cores a worker may claim: what it claims weighs in everybody's share."""
+WORKERS_MAX = 4096
+UNITS_OWED_MAX = 2 * UNITS_PER_PULL_MAX
+LEASES_OWED_MAX = 64
+UNPROVEN_UNITS = 64
+"""Units (or four for each core) that a worker may owe before its first receipt: nobody hoards a job."""
+AGAIN_AFTER_S = 5.0
+"""So long others may take a unit before somebody who had it gets it again."""
+SLOW_LEASE_S = 5.0
+SLOW_LEASE_FACTOR = 3.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    slots: int
+    group: bytes
+    pulled_at: float
+    hungry: bool = False
+    """It pulled and got nothing: it waits for the next invitation."""
+    hungry_since: float | None = None
+    """When it first got nothing although something was pending."""
+    proven: bool = False
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How long units of this job take: mean and longest so far, in seconds of CPU; the slowest lease, in seconds."""
+
+    units: int = 0
+    cpu_s: float = 0.0
+    longest_s: float = 0.0
+    lease_s: float = 0.0
+
+    def note(self, receipt: Receipt, timeout_s: float) -> None:
+        units = len(receipt.outcomes)
+        cpu_s = min(max(0.0, receipt.cpu_us / 1e6), units * timeout_s)
+        self.units += units
+        self.cpu_s += cpu_s
+        self.longest_s = max(self.longest_s, cpu_s / units)
+
+
+@dataclass(slots=True)
+class Lead:
+    """``handle`` events one at a time; ``now`` is monotonic seconds, ``now_ms`` Unix milliseconds."""
+
+    ledger: Ledger
+    seal: Seal
+    rng: random.Random
+    epoch: int = 0
+    known: frozenset[bytes] = frozenset()
+    workers: dict[bytes, _Worker] = field(default_factory=dict)
+    over: bool = False
+    stopped: bool = False
+    derived: dict[int, bytes] = field(default_factory=dict)
+    pace: _Pace = field(default_factory=_Pace)
+    disputed: int = 0
+    book: LeaseBook = field(init=False)
+    _level: int = 0
+    _assembling: set[int] = field(default_factory=set)
+    _nonce: int = 0
+    _accounted: int = 0
+    """Decided units that the book knows of."""
+
+    def __post_init__(self) -> None:
+        job = self.ledger.job.body
+        self.book = LeaseBook(self.rng, shuffle=job.quorum > 1)
+        self._nonce = self.rng.getrandbits(48)
+        for batch in range(len(job.manifest)):
+            self._open_batch(batch)
+        self._accounted = self.ledger.done + self.ledger.failed
+
+    def _open_batch(self, batch: int) -> None:
+        """Everything undecided of a batch becomes pending (all of it, unless the ledger was read from disk)."""
+        units = self.ledger.layout.batch_units[batch]
+        if not self.ledger.open_in[batch]:
+            return
+        self.book.open(batch, units)
+        if self.ledger.untouched(batch):
+            self.book.want(batch, 0, units, self.ledger.job.body.quorum)
+            return
+        for unit in range(units):
+            for answer in self.ledger.answers(batch, unit):
+                self.book.note_had(batch, unit, answer.group)
+        self._reconcile(batch, 0, units)
+
+    def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
+        """What an event leads to, in order. A receipt that does not count raises, and changes nothing."""
+        if self._accounted != self.ledger.done + self.ledger.failed:
+            self._resync()
+        effects = self._dispatch(event, now, now_ms)
+        self._accounted = self.ledger.done + self.ledger.failed
+        return effects
+
+    def _dispatch(self, event: Event, now: float, now_ms: int) -> list[Effect]:
+        match event:
+            case Pulled():
+                return self._on_pulled(event, now, now_ms)
+            case Delivered(receipt):
+                return self._on_delivered(receipt, now)
+            case WorkerGone(worker):
+                return self._on_gone(worker)
+            case WorkersKnown(workers):
+                self.known = workers
+                return self._invite(now)
+            case DerivedReady(batch, blob):
+                return self._on_derived(batch, blob, now)
+            case Tick():
+                return self._on_tick(now)
+            case Stopped():
+                self.stopped = True
+                return []
+
+    # -- leasing -------------------------------------------------------------
+
+    def _on_pulled(self, pull: Pulled, now: float, now_ms: int) -> list[Effect]:
+        ended = self.over or self.stopped
+        slots = min(max(1, pull.slots), SLOTS_MAX)
+        group = pull.group or pull.worker
+        worker = self.workers.get(pull.worker)
+        if worker is None:
+            if ended or len(self.workers) >= WORKERS_MAX:
+                return [Granted(pull.worker, None, ended)]
+            worker = self.workers[pull.worker] = _Worker(slots, group, now)
+        worker.slots, worker.group, worker.pulled_at = slots, group, now
+        ranges = () if ended else self._ranges_for(pull, worker, now)
+        worker.hungry = not ranges
+        if not ranges:
+            return [Granted(pull.worker, None, ended)]
+        worker.hungry_since = None
+        job = self.ledger.job.body
+        units = sum(unit_range.units for unit_range in ranges)
+        lease_s = self._lease_s(units, slots)
+        self._nonce += 1
+        grant = self.seal(
+            Grant(
+                expires_ms=min(now_ms + int(lease_s * 1000) + 3_600_000, job.expires_ms),
+                job=self.ledger.job.id,
+                epoch=self.epoch,
+                worker=pull.worker,
+                group=group,
+                ranges=ranges,
+                derived=tuple((piece.batch, self.derived[piece.batch]) for piece in ranges if piece.batch in self.derived),
+                nonce=self._nonce,
+            )
+        )
+        self.ledger.add_grant(grant)
+        self.book.lease(Lease(grant.id, pull.worker, ranges, now + lease_s, units, group, now))
+        return [Granted(pull.worker, grant, False), Record((grant,))]
+
+    def _ranges_for(self, pull: Pulled, worker: _Worker, now: float) -> tuple[UnitRange, ...]:
+        slots = sum(other.slots for other in self.workers.values())
+        share = -(-self.book.pending // (2 * slots)) * worker.slots
+        owed_max = UNITS_OWED_MAX if worker.proven else max(UNPROVEN_UNITS, 4 * worker.slots)
+        room = owed_max - self.book.owed_by(pull.worker)
+        if room < 1 or len(self.book.by_worker.get(pull.worker, ())) >= LEASES_OWED_MAX:
+            return ()
+        want = min(max(1, min(pull.want, share, UNITS_PER_PULL_MAX)), room)
+        taken = self.book.take(worker.group, want, BATCHES_PER_PULL_MAX)
+        if not taken and self.book.pending:
+            if worker.hungry_since is None:
+                worker.hungry_since = now
+            taken = self._take_again(worker, want, now)
+        return tuple(taken)
+
+    def _take_again(self, worker: _Worker, want: int, now: float) -> list[UnitRange]:
+        """Units that this worker's party had and did not answer, if nobody else is there or wants them."""
+        party, present = worker.group, self._present()
+        patient = worker.hungry_since is not None and now - worker.hungry_since >= AGAIN_AFTER_S
+        owed = {
+            (batch, unit)
+            for key, other in self.workers.items()
+            if other.group == party
+            for lease in self.book.by_worker.get(key, ())
+            for batch, start, count in self.book.unanswered(self.book.leases[lease])
+            for unit in range(start, start + count)
+        }
+
+        def again(batch: int, unit: int, had: frozenset[bytes]) -> bool:
+            if (batch, unit) in owed or not (patient or present <= had):
+                return False
+            return all(answer.group != party or answer.outcome not in ANSWERS for answer in self.ledger.answers(batch, unit))
+
+        return self.book.take_again(party, want, again, BATCHES_PER_PULL_MAX)
+
+    def _present(self) -> frozenset[bytes]:
+        """The parties that are there: by group once they pulled, by key before."""
+        groups = {worker.group for worker in self.workers.values()}
+        return frozenset(groups | (self.known - self.workers.keys()))
+
+    def _lease_s(self, units: int, slots: int) -> float:
+        """How long a lease of ``units`` units may last: the time-outs, or three times what the pace says."""
+        timeout_s = self.ledger.job.body.limits.timeout_s
+        if not self.pace.units:
+            return -(-units // slots) * timeout_s + LEASE_SLACK_S
+        return min(units * timeout_s, 3 * units * max(self.pace.longest_s, 0.001) + timeout_s) + LEASE_SLACK_S
+
+    def _invite(self, now: float) -> list[Effect]:
+        """Invite everybody who could take pending work and has not just pulled."""
+        if self.over or self.stopped or not self.book.pending:
+            return []
+        busy = {key for key, worker in self.workers.items() if not worker.hungry and now - worker.pulled_at < 2.0}
+        hungry = {key for key, worker in self.workers.items() if worker.hungry}
+        chosen = tuple(sorted((self.known | hungry) - busy))
+        return [Invite(chosen)] if chosen else []
+
+    # -- receipts ------------------------------------------------------------
+
+    def _on_delivered(self, receipt: Signed[Receipt], now: float) -> list[Effect]:
+        ordinal = self.ledger.add_receipt(receipt, first_hand=True)
+        if ordinal is None:
+            return []
+        pending = self.book.pending
+        self._note_answered(receipt, now)
+        entries, cited, short = self.ledger.verdicts(ordinal)
+        effects: list[Effect] = [Record((receipt,))]
+        if entries:
+            effects += self._decide(tuple(entries), tuple(cited))
+        for batch, unit, missing in short:
+            self.book.want(batch, unit, 1, missing)
+        if any(outcome not in ANSWERS for outcome in set(receipt.body.outcomes)):
+            effects += self._on_missed(receipt)
+        if self.book.pending > pending:
+            effects += self._wake_hungry()
+        return effects + self._advance()
+
+    def _note_answered(self, receipt: Signed[Receipt], now: float) -> None:
+        self.pace.note(receipt.body, self.ledger.job.body.limits.timeout_s)
+        worker = self.workers.get(receipt.author)
+        if worker is not None:
+            worker.proven = True
+        lease = self.book.leases.get(receipt.body.grant)
+        if lease is not None:
+            self.book.answered(lease, receipt.body.ranges)
+            self.pace.lease_s = max(self.pace.lease_s, now - lease.since)
+
+    def _decide(self, entries: tuple[DecisionEntry, ...], cited: tuple[bytes, ...]) -> list[Effect]:
+        job = self.ledger.job
+        decision = self.seal(Decision(job.body.expires_ms, job.id, self.epoch, cited, entries))
+        self.ledger.add_decision(decision)
+        self.disputed += sum(entry.units for entry in entries if entry.dissent)
+        for entry in entries:
+            if self.ledger.open_in[entry.batch]:
+                self.book.want(entry.batch, entry.start, entry.units, 0)
+            else:
+                self.book.drop_batch(entry.batch)
+        return [Record((decision,)), Decided(entries)]
+
+    def _on_missed(self, receipt: Signed[Receipt]) -> list[Effect]:
+        """Lease again, or give up, what a receipt reports as no answer."""
+        body = receipt.body
+        present = self._present()
+        given_up: list[DecisionEntry] = []
+        for batch, unit, position in positions(body):
+            outcome = body.outcomes[position]
+            if outcome in ANSWERS or self.ledger.state(batch, unit) != OPEN:
+                continue
+            if self._hopeless(batch, unit, present):
+                given_up.append(DecisionEntry(batch, unit, 1, outcome, digest_at(body, position), (0,)))
+            else:
+                self._reconcile(batch, unit, 1)
+        return self._decide(tuple(join_entries(given_up)), (receipt.id,)) if given_up else []
+
+    def _hopeless(self, batch: int, unit: int, present: frozenset[bytes]) -> bool:
+        if self.book.owed(batch, unit):
+            return False
+        answers = self.ledger.answers(batch, unit)
+        missed = misses(answers)
+        able = present - {answer.group for answer in answers if answer.outcome in ANSWERS}
+        tried = {answer.group for answer in missed}
+        return len(missed) >= self.ledger.job.body.attempts or (bool(able) and able <= tried)
+
+    def _reconcile(self, batch: int, start: int, count: int) -> None:
+        """Want of these units exactly what the ledger says they lack."""
+        if self.ledger.job.body.quorum > 1:
+            for unit in range(start, start + count):
+                self.book.want(batch, unit, 1, self.ledger.missing(batch, unit))
+            return
+        runs = self.ledger.column(batch).open_runs(start, start + count)
+        if runs != [(start, count)]:
+            self.book.want(batch, start, count, 0)
+        for first, units in runs:
+            self.book.want(batch, first, units, 1)
+
+    def _resync(self) -> None:
+        """The ledger learnt of decisions from elsewhere: want no more of what they settle."""
+        for batch in self.book.batches():
+            if self.ledger.open_in[batch]:
+                self._reconcile(batch, 0, self.ledger.layout.batch_units[batch])
+            else:
+                self.book.drop_batch(batch)
+
+    # -- departures and time ---------------------------------------------------
+
+    def _on_gone(self, worker: bytes) -> list[Effect]:
+        self.workers.pop(worker, None)
+        self.known -= {worker}
+        leases = [self.book.leases[lease] for lease in sorted(self.book.by_worker.get(worker, ()))]
+        for lease in leases:
+            self._return(lease)
+        return self._wake_hungry() if leases else []
+
+    def _return(self, lease: Lease) -> None:
+        for batch, start, count in self.book.end(lease):
+            self._reconcile(batch, start, count)
+
+    def _on_tick(self, now: float) -> list[Effect]:
+        late = [lease for lease in self.book.leases.values() if lease.deadline < now]
+        for lease in late:
+            self._return(lease)
+        self._copy_slow(now)
+        return self._advance() + self._invite(now)
+
+    def _copy_slow(self, now: float) -> None:
+        """Ask for a second answer to what a lease owes that takes far longer than any lease before it."""
+        if self.over or self.stopped or self.book.pending or not self.pace.lease_s or len(self._present()) < 2:
+            return
+        slow_s = max(SLOW_LEASE_S, SLOW_LEASE_FACTOR * self.pace.lease_s)
+        for lease in self.book.leases.values():
+            if not lease.copied and now - lease.since > slow_s:
+                lease.copied = True
+                for batch, start, count in self.book.unanswered(lease):
+                    for unit in range(start, start + count):
+                        missing = self.ledger.missing(batch, unit)
+                        self.book.want(batch, unit, 1, missing + 1 if missing else 0)
+
+    def _wake_hungry(self) -> list[Effect]:
+        if self.over or self.stopped or not self.book.pending:
+            return []
+        hungry = tuple(key for key, worker in self.workers.items() if worker.hungry)
+        for key in hungry:
+            self.workers[key].hungry = False
+        return [Invite(hungry)] if hungry else []
+
+    # -- levels ----------------------------------------------------------------
+
+    def _advance(self) -> list[Effect]:
+        """Open the next level when the one below is decided, or end the job."""
+        ledger = self.ledger
+        while not (self.over or self.stopped or ledger.level_open(self._level)):
+            if ledger.failed or self._level == len(ledger.layout.levels) - 1:
+                self.over = True
+                return [Over(ledger.done, ledger.failed)]
+            self._level += 1
+            level = ledger.layout.levels[self._level]
+            batches = tuple(batch for batch in range(level.first_batch, level.first_batch + level.batches) if ledger.open_in[batch])
+            if batches:
+                self._assembling.update(batches)
+                return [AssembleDerived(batches)]
+        return []
+
+    def _on_derived(self, batch: int, blob: bytes, now: float) -> list[Effect]:
+        if batch not in self._assembling:
+            return []
+        self._assembling.discard(batch)
+        self.derived[batch] = blob
+        self._open_batch(batch)
+        return self._wake_hungry() or self._invite(now)
+
+    def check(self) -> None:
+        """Assert the invariants of leasing: what is open is pending or leased, and sums agree."""
+        self.ledger.check()
+        self.book.check()
+        if self.over or self.stopped:
+            return
+        level = self.ledger.layout.levels[self._level]
+        for batch in range(level.first_batch, level.first_batch + level.batches):
+            if batch not in self._assembling:
+                for start, count in self.ledger.open_runs(batch):
+                    for unit in range(start, start + count):
+                        assert self.book.outstanding(batch, unit) >= 1, (batch, unit)

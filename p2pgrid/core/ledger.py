@@ -1,0 +1,475 @@
+"""The state of one job: a grow-only set of signed statements, merged by union (docs/spec/ledger.md).
+
+1. Adding a statement twice changes nothing; the order of adding changes nothing but who cites whom.
+2. A receipt counts only for units that its grant leased to its author (S1). First hand, from its worker, it
+   counts once for each unit of the grant; merged from others, a worker that said two things is kept, within a bound.
+3. A decision counts only if the receipts it cites are here, cover its units and bear it out (S1).
+4. A decided unit keeps its answer. A second, different decision makes it ``conflict``, and it is shown: an
+   answer stands before a unit given up, then the smaller (epoch, author, digest) stands (S2).
+5. A decided unit on which answers differ, whether they came before or after, is ``doubted`` (quorums above one).
+6. Grants and decisions come from a node that the submitter ever named lead or keeper of this job.
+7. After a cancel, receipts are dropped; earlier decisions stay.
+
+Memory is columns: a unit costs five bytes here plus 33 in its receipt. Single words are kept per unit
+only while a quorum above one is open.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from p2pgrid.core.columns import (
+    DONE,
+    FAILED,
+    NO_RECEIPT,
+    OPEN,
+    POSITION_BITS,
+    POSITION_MASK,
+    Column,
+    check_apart,
+    columns_of,
+    digest_at,
+    position_in,
+    positions,
+    within,
+)
+from p2pgrid.core.layout import Layout
+from p2pgrid.core.quorum import Answer, judge
+from p2pgrid.core.verdicts import join_entries, sole_verdict
+from p2pgrid.errors import IntegrityError, MalformedError, RefusedError
+from p2pgrid.model.ids import DIGEST_BYTES
+from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.work import ANSWERS, NO_INPUT, OK, Decision, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.wire.envelope import Signed
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "NO_RECEIPT",
+    "OPEN",
+    "Found",
+    "Ledger",
+    "columns_of",
+    "position_in",
+    "positions",
+]
+
+WORDS_PER_UNIT_MAX = 8
+"""How often the units of one grant may be answered in receipts that others vouch for: a worker that says many
+things about one unit is a liar, and fills no ledger with it."""
+HOLDERS_MAX = 64
+
+Rank = tuple[bool, int, bytes, bytes]
+"""(given up, epoch, author, digest) of a decision on a unit: the smallest stands."""
+
+
+class Found(NamedTuple):
+    """Where the decided answer of a unit is: its receipt, and the unit's position within that."""
+
+    receipt: Signed[Receipt]
+    position: int
+    outcome: int
+    digest: bytes
+
+
+class Ledger:
+    """Everything known about one job. Statements come in already verified (signature, grid, expiry)."""
+
+    def __init__(self, job: Signed[Job]) -> None:
+        self.job = job
+        self.layout = Layout(job.body)
+        self.keepers: Signed[KeeperSet] | None = None
+        self.cancelled: Signed[Cancel] | None = None
+        self.settled: Signed[Settled] | None = None
+        self.grants: dict[bytes, Signed[Grant]] = {}
+        self.receipts: dict[bytes, int] = {}
+        self.receipt_list: list[Signed[Receipt]] = []
+        self.decisions: dict[bytes, Signed[Decision]] = {}
+        self.conflicts: set[tuple[int, int]] = set()
+        self.doubted: set[tuple[int, int]] = set()
+        self.done = 0
+        self.failed = 0
+        self.open_in = list(self.layout.batch_units)
+        self._open_by_level = [level.units for level in self.layout.levels]
+        self._columns: dict[int, Column] = {}
+        self._standing: dict[tuple[int, int], Rank] = {}
+        self._given_up: set[tuple[int, int]] = set()
+        self._said: dict[bytes, int] = {}
+        self._named: set[bytes] = set()
+        self._leads: set[bytes] = {job.author}
+        self._keeper_sets: set[bytes] = set()
+
+    # -- reading -----------------------------------------------------------
+
+    def column(self, batch: int) -> Column:
+        """The columns of a batch."""
+        column = self._columns.get(batch)
+        if column is None:
+            column = self._columns[batch] = Column(self.layout.batch_units[batch])
+        return column
+
+    def state(self, batch: int, unit: int) -> int:
+        """OPEN, DONE or FAILED."""
+        column = self._columns.get(batch)
+        return column.state[unit] if column else OPEN
+
+    def open_runs(self, batch: int) -> list[tuple[int, int]]:
+        """(start, count) of the undecided runs of a batch."""
+        column = self._columns.get(batch)
+        units = self.layout.batch_units[batch]
+        return column.open_runs(0, units) if column is not None else [(0, units)]
+
+    def untouched(self, batch: int) -> bool:
+        """Whether nothing was ever said about a unit of this batch, as far as single words are kept."""
+        return batch not in self._columns
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit that can still be decided is."""
+        return self.done + self.failed == self.layout.units
+
+    def level_open(self, level: int) -> int:
+        """Undecided units of a level."""
+        return self._open_by_level[level]
+
+    def find(self, batch: int, unit: int) -> Found | None:
+        """The decided answer of a unit, or None while it is open."""
+        column = self._columns.get(batch)
+        if column is None or column.state[unit] == OPEN:
+            return None
+        receipt = self.receipt_list[column.receipt[unit]]
+        position = position_in(receipt.body, batch, unit)
+        return Found(receipt, position, receipt.body.outcomes[position], digest_at(receipt.body, position))
+
+    def answers(self, batch: int, unit: int) -> list[Answer]:
+        """What was answered for an undecided unit so far, ordered by receipt id.
+
+        With a quorum of one only misses are kept. The order is canonical, so that of two words of one worker
+        the same one counts everywhere.
+        """
+        column = self._columns.get(batch)
+        words = column.words_of(unit) if column is not None else ()
+        if len(words) > 1:
+            words = tuple(sorted(words, key=lambda word: self.receipt_list[word >> POSITION_BITS].id))
+        return [self._answer(word) for word in words]
+
+    def _answer(self, word: int) -> Answer:
+        ordinal, position = word >> POSITION_BITS, word & POSITION_MASK
+        receipt = self.receipt_list[ordinal]
+        body = receipt.body
+        return Answer(receipt.author, self.grants[body.grant].body.group, body.outcomes[position], digest_at(body, position), ordinal)
+
+    def units_by_worker(self) -> dict[bytes, int]:
+        """Decided units per worker whose receipt was cited."""
+        counts: dict[bytes, int] = {}
+        for decision in self.decisions.values():
+            for entry in decision.body.entries:
+                for ordinal in entry.cited:
+                    position = self.receipts.get(decision.body.receipts[ordinal])
+                    if position is not None:
+                        author = self.receipt_list[position].author
+                        counts[author] = counts.get(author, 0) + entry.units
+        return counts
+
+    # -- adding ------------------------------------------------------------
+
+    def add(self, statement: Signed[Any]) -> bool:
+        """Merge one verified statement. True if it was new. Raises when it breaks a rule above."""
+        body = statement.body
+        if isinstance(body, Receipt):
+            return self.add_receipt(statement) is not None
+        if isinstance(body, Grant):
+            return self.add_grant(statement)
+        if isinstance(body, Decision):
+            return self.add_decision(statement)
+        if isinstance(body, KeeperSet):
+            return self._add_keepers(statement)
+        if isinstance(body, Cancel):
+            return self._add_cancel(statement)
+        if isinstance(body, Settled):
+            return self._add_settled(statement)
+        raise MalformedError(f"a ledger holds no {type(body).__name__}", reason=Reason.MALFORMED)
+
+    def add_grant(self, grant: Signed[Grant]) -> bool:
+        """A lease by the submitter's node or a keeper."""
+        if grant.id in self.grants:
+            return False
+        self._of_this_job(grant.body.job)
+        self._by_a_lead(grant.author)
+        for unit_range in grant.body.ranges:
+            self._check_range(unit_range)
+        check_apart(grant.body.ranges)
+        self.grants[grant.id] = grant
+        return True
+
+    def add_receipt(self, receipt: Signed[Receipt], *, first_hand: bool = False) -> int | None:
+        """Add a receipt; returns its ordinal, or None if it was known or comes after a cancel.
+
+        ``first_hand``: it comes from its worker and not out of somebody's log, and may then answer each unit
+        of its grant once only.
+        """
+        if receipt.id in self.receipts or self.cancelled is not None:
+            return None
+        self._check_receipt(receipt, WORDS_PER_UNIT_MAX if not first_hand else 1)
+        body = receipt.body
+        ordinal = len(self.receipt_list)
+        self.receipt_list.append(receipt)
+        self.receipts[receipt.id] = ordinal
+        self._said[body.grant] = self._said.get(body.grant, 0) + len(body.outcomes)
+        if self.job.body.quorum > 1 or not ANSWERS_ONLY.issuperset(body.outcomes):
+            self._note_words(body, ordinal)
+        return ordinal
+
+    def _check_receipt(self, receipt: Signed[Receipt], words_per_unit: int) -> None:
+        body = receipt.body
+        self._of_this_job(body.job)
+        grant = self.grants.get(body.grant)
+        if grant is None or grant.body.worker != receipt.author:
+            raise RefusedError("the receipt names no lease of its author", reason=Reason.NOT_GRANTED)
+        if body.ranges != grant.body.ranges:
+            check_apart(body.ranges)
+            leased = frozenset(grant.body.ranges)
+            for unit_range in body.ranges:
+                if unit_range not in leased and not any(within(unit_range, outer) for outer in grant.body.ranges):
+                    raise RefusedError("the receipt speaks of units that were not leased", reason=Reason.NOT_GRANTED)
+        total = sum(unit_range.units for unit_range in body.ranges)
+        if len(body.outcomes) != total or len(body.digests) != total * DIGEST_BYTES:
+            raise MalformedError("the columns of a receipt differ in length", reason=Reason.MALFORMED)
+        if max(body.outcomes) > NO_INPUT or len(body.holders) > HOLDERS_MAX or not all(0 <= file.unit < total for file in body.files):
+            raise MalformedError("a receipt speaks of an outcome or a unit that does not exist", reason=Reason.MALFORMED)
+        granted = sum(unit_range.units for unit_range in grant.body.ranges)
+        if self._said.get(body.grant, 0) + total > granted * words_per_unit:
+            raise RefusedError("these units were answered before", reason=Reason.NOT_GRANTED)
+
+    def _note_words(self, body: Receipt, ordinal: int) -> None:
+        compared = self.job.body.quorum > 1
+        for batch, unit, position in positions(body):
+            if not compared and body.outcomes[position] in ANSWERS:
+                continue
+            column = self.column(batch)
+            if column.state[unit] == OPEN or (batch, unit) in self._given_up:
+                column.add_word(unit, ordinal, position)
+            elif compared and body.outcomes[position] in ANSWERS and not self._agrees(column, batch, unit, body, position):
+                self.doubted.add((batch, unit))
+
+    def _agrees(self, column: Column, batch: int, unit: int, body: Receipt, position: int) -> bool:
+        """Whether a word on a decided unit is the decided one."""
+        standing = self.receipt_list[column.receipt[unit]].body
+        place = position_in(standing, batch, unit)
+        return standing.outcomes[place] == body.outcomes[position] and digest_at(standing, place) == digest_at(body, position)
+
+    def add_decision(self, decision: Signed[Decision]) -> bool:
+        """Check a decision against its receipts and take it over. Raises IntegrityError if they do not bear it out."""
+        if decision.id in self.decisions:
+            return False
+        self._of_this_job(decision.body.job)
+        self._by_a_lead(decision.author)
+        cited = [self.receipts.get(receipt) for receipt in decision.body.receipts]
+        if None in cited:
+            if self.cancelled is not None:
+                return False
+            raise RefusedError("a decision cites a receipt that is not here", reason=Reason.NOT_GRANTED)
+        if not decision.body.entries:
+            raise MalformedError("a decision decides nothing", reason=Reason.MALFORMED)
+        receipts = [self.receipt_list[ordinal] for ordinal in cited if ordinal is not None]
+        for entry in decision.body.entries:
+            self._check_entry(entry, receipts)
+        self.decisions[decision.id] = decision
+        for entry in decision.body.entries:
+            self._apply(entry, decision, receipts)
+        return True
+
+    def _check_entry(self, entry: DecisionEntry, receipts: list[Signed[Receipt]]) -> None:
+        self._check_range(UnitRange(entry.batch, entry.start, entry.units))
+        named = (*entry.cited, *entry.dissent)
+        if not entry.cited or min(named) < 0 or max(named) >= len(receipts) or not 0 <= entry.outcome <= NO_INPUT:
+            raise IntegrityError("a decision cites nothing", reason=Reason.MALFORMED)
+        agree = [receipts[ordinal] for ordinal in entry.cited]
+        for receipt in agree:
+            outcomes, digests = columns_of(receipt.body, entry)
+            if outcomes != bytes([entry.outcome]) * entry.units or blake3(digests).digest() != entry.root:
+                raise IntegrityError("the receipts do not bear a decision out", reason=Reason.NOT_GRANTED)
+        if entry.outcome not in ANSWERS:
+            return
+        groups = {self.grants[receipt.body.grant].body.group for receipt in agree}
+        distinct = min(len({receipt.author for receipt in agree}), len(groups))
+        if distinct < self.job.body.quorum + len(entry.dissent):
+            raise IntegrityError("too few workers agree for a decision", reason=Reason.NOT_GRANTED)
+
+    # -- decisions taken over ------------------------------------------------
+
+    def _apply(self, entry: DecisionEntry, decision: Signed[Decision], receipts: list[Signed[Receipt]]) -> None:
+        column = self.column(entry.batch)
+        if not column.decisions or column.decisions[-1] != decision.id:
+            column.decisions.append(decision.id)
+        receipt = receipts[entry.cited[0]]
+        ordinal = self.receipts[receipt.id]
+        stop = entry.start + entry.units
+        if column.state.count(OPEN, entry.start, stop) != entry.units:
+            for unit in range(entry.start, stop):
+                self._apply_one(entry, decision, ordinal, unit)
+            return
+        state = DONE if entry.outcome == OK else FAILED
+        column.state[entry.start : stop] = bytes([state]) * entry.units
+        column.receipt[entry.start : stop] = array("I", [ordinal]) * entry.units
+        self._count(entry.batch, state, entry.units)
+        self._settle_words(column, entry, entry.start, stop)
+
+    def _apply_one(self, entry: DecisionEntry, decision: Signed[Decision], ordinal: int, unit: int) -> None:
+        column = self.column(entry.batch)
+        state = DONE if entry.outcome == OK else FAILED
+        key = (entry.batch, unit)
+        if column.state[unit] == OPEN:
+            column.state[unit], column.receipt[unit] = state, ordinal
+            self._count(entry.batch, state, 1)
+            self._settle_words(column, entry, unit, unit + 1)
+            return
+        old = self.find(entry.batch, unit)
+        body = self.receipt_list[ordinal].body
+        digest = digest_at(body, position_in(body, entry.batch, unit))
+        rank = (entry.outcome not in ANSWERS, decision.body.epoch, decision.author, digest)
+        given_up = entry.outcome not in ANSWERS and old is not None and old.outcome not in ANSWERS
+        if old is None or given_up or (old.digest == digest and old.outcome == entry.outcome):
+            if key in self._standing:
+                self._standing[key] = min(self._standing[key], rank)
+            return
+        self.conflicts.add(key)
+        standing = self._standing.get(key) or self._rank_of(column, key, old, decision)
+        if rank < standing:
+            self._count(entry.batch, column.state[unit], -1)
+            column.state[unit], column.receipt[unit] = state, ordinal
+            self._count(entry.batch, state, 1)
+            self._settle_words(column, entry, unit, unit + 1)
+        self._standing[key] = min(rank, standing)
+
+    def _settle_words(self, column: Column, entry: DecisionEntry, start: int, stop: int) -> None:
+        """Units got their answer: note where words differ, then forget them. A unit given up may still be answered."""
+        if entry.outcome not in ANSWERS:
+            self._given_up.update((entry.batch, unit) for unit in range(start, stop))
+            return
+        if self._given_up:
+            self._given_up.difference_update((entry.batch, unit) for unit in range(start, stop))
+        if column.words is None:
+            return
+        for unit in range(start, stop):
+            for word in column.words[unit]:
+                body, position = self.receipt_list[word >> POSITION_BITS].body, word & POSITION_MASK
+                if body.outcomes[position] in ANSWERS and not self._agrees(column, entry.batch, unit, body, position):
+                    self.doubted.add((entry.batch, unit))
+        column.forget_words(start, stop)
+
+    def _rank_of(self, column: Column, key: tuple[int, int], old: Found, newest: Signed[Decision]) -> Rank:
+        """The smallest rank of all earlier decisions on a unit, which agree with one another."""
+        ranks: list[Rank] = []
+        for known in column.decisions:
+            decision = self.decisions[known]
+            if decision is newest:
+                continue
+            for entry in decision.body.entries:
+                if entry.batch == key[0] and entry.start <= key[1] < entry.start + entry.units:
+                    ranks.append((old.outcome not in ANSWERS, decision.body.epoch, decision.author, old.digest))
+        return min(ranks, default=(old.outcome not in ANSWERS, newest.body.epoch, newest.author, old.digest))
+
+    def _count(self, batch: int, state: int, units: int) -> None:
+        if state == DONE:
+            self.done += units
+        else:
+            self.failed += units
+        self.open_in[batch] -= units
+        self._open_by_level[self.layout.level_of(batch)] -= units
+
+    # -- what the lead asks --------------------------------------------------
+
+    def missing(self, batch: int, unit: int) -> int:
+        """How many more equal answers a unit needs; 0 once it is decided."""
+        if self.state(batch, unit) != OPEN:
+            return 0
+        verdict = judge(self.answers(batch, unit), self.job.body.quorum)
+        return verdict.missing if verdict is not None else self.job.body.quorum
+
+    def verdicts(self, ordinal: int) -> tuple[list[DecisionEntry], list[bytes], list[tuple[int, int, int]]]:
+        """What a new receipt decides: entries, the receipt ids they cite, and (batch, unit, missing) still short."""
+        receipt = self.receipt_list[ordinal]
+        if self.job.body.quorum == 1:
+            return sole_verdict(receipt.body, self.column), [receipt.id], []
+        cited: dict[int, int] = {}
+        entries: list[DecisionEntry] = []
+        short: list[tuple[int, int, int]] = []
+        for batch, unit, _ in positions(receipt.body):
+            if self.column(batch).state[unit] != OPEN:
+                continue
+            verdict = judge(self.answers(batch, unit), self.job.body.quorum)
+            if verdict is None:
+                continue
+            if verdict.missing:
+                short.append((batch, unit, verdict.missing))
+                continue
+            agree = tuple(cited.setdefault(answer.receipt, len(cited)) for answer in verdict.agree)
+            dissent = tuple(cited.setdefault(answer.receipt, len(cited)) for answer in verdict.dissent)
+            entries.append(DecisionEntry(batch, unit, 1, verdict.outcome, verdict.digest, agree, dissent))
+        return join_entries(entries), [self.receipt_list[known].id for known in cited], short
+
+    # -- rules ---------------------------------------------------------------
+
+    def _of_this_job(self, job: bytes) -> None:
+        if job != self.job.id:
+            raise RefusedError("a statement about another job", reason=Reason.UNKNOWN_JOB)
+
+    def _by_a_lead(self, author: bytes) -> None:
+        if author not in self._named:
+            raise RefusedError("its author neither leads nor keeps the job", reason=Reason.BAD_GRANT)
+
+    def _add_keepers(self, keepers: Signed[KeeperSet]) -> bool:
+        self._of_this_job(keepers.body.job)
+        if keepers.author != self.job.author:
+            raise RefusedError("keepers are named by the submitter", reason=Reason.BAD_GRANT)
+        if keepers.id in self._keeper_sets:
+            return False
+        self._keeper_sets.add(keepers.id)
+        self._named.update((keepers.body.lead, *keepers.body.keepers))
+        self._leads.add(keepers.body.lead)
+        if self.keepers is None or (self.keepers.body.epoch, self.keepers.id) < (keepers.body.epoch, keepers.id):
+            self.keepers = keepers
+        return True
+
+    def _add_cancel(self, cancel: Signed[Cancel]) -> bool:
+        self._of_this_job(cancel.body.job)
+        if cancel.author != self.job.author:
+            raise RefusedError("only its submitter cancels a job", reason=Reason.NO_ROLE)
+        new, self.cancelled = self.cancelled is None, self.cancelled or cancel
+        return new
+
+    def _add_settled(self, settled: Signed[Settled]) -> bool:
+        self._of_this_job(settled.body.job)
+        if settled.author not in self._leads:
+            raise RefusedError("only the submitter or its node settles a job", reason=Reason.NO_ROLE)
+        if self.settled is not None and self.settled.id <= settled.id:
+            return False
+        self.settled = settled
+        return True
+
+    def _check_range(self, unit_range: UnitRange) -> None:
+        units = self.layout.batch_units
+        batch, start, count, _ = unit_range
+        if not (0 <= batch < len(units) and 0 <= start and 1 <= count and start + count <= units[batch]):
+            raise MalformedError("a range outside its batch", reason=Reason.MALFORMED)
+
+    def check(self) -> None:
+        """Assert the invariants that hold between any two events (S1, S4, S9)."""
+        assert self.done + self.failed + sum(self.open_in) == self.layout.units
+        assert sum(self._open_by_level) == sum(self.open_in)
+        for batch, column in self._columns.items():
+            assert column.state.count(OPEN) == self.open_in[batch]
+            for unit, state in enumerate(column.state):
+                assert (state == OPEN) == (column.receipt[unit] == NO_RECEIPT)
+                assert state == OPEN or (batch, unit) in self._given_up or not column.words_of(unit)
+        assert len(self.receipts) == len(self.receipt_list)
+        for receipt in self.receipt_list:
+            assert self.grants[receipt.body.grant].body.worker == receipt.author
+
+
+ANSWERS_ONLY = frozenset(ANSWERS)

@@ -1,0 +1,60 @@
+"""Entries of decisions: how receipts become as few lines of a decision as they can (docs/spec/ledger.md#decisions).
+
+1. With a quorum of one, whole runs of a receipt are decided at once.
+2. With more, neighbours with the same outcome and the same witnesses are one line.
+3. The root of a line is BLAKE3 over the digests of its units, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from p2pgrid.core.columns import OPEN, Column
+from p2pgrid.model.ids import DIGEST_BYTES
+from p2pgrid.model.work import ANSWERS, DecisionEntry, Receipt
+
+
+def sole_verdict(body: Receipt, column_of: Callable[[int], Column]) -> list[DecisionEntry]:
+    """What one receipt decides alone: its answers for units that are open."""
+    entries: list[DecisionEntry] = []
+    base = 0
+    for unit_range in body.ranges:
+        stop = unit_range.start + unit_range.units
+        for start, count in column_of(unit_range.batch).open_runs(unit_range.start, stop):
+            position = base + start - unit_range.start
+            entries.extend(_runs_alike(body, unit_range.batch, start, position, count))
+        base += unit_range.units
+    return entries
+
+
+def _runs_alike(body: Receipt, batch: int, unit: int, position: int, count: int) -> list[DecisionEntry]:
+    """Cut ``count`` open units from ``position`` of a receipt into runs of one outcome."""
+    entries: list[DecisionEntry] = []
+    stop = position + count
+    while position < stop:
+        outcome = body.outcomes[position]
+        rest = body.outcomes[position:stop]
+        same = len(rest) - len(rest.lstrip(rest[:1]))
+        if outcome in ANSWERS:
+            digests = body.digests[position * DIGEST_BYTES : (position + same) * DIGEST_BYTES]
+            entries.append(DecisionEntry(batch, unit, same, outcome, blake3(digests).digest(), (0,)))
+        position, unit = position + same, unit + same
+    return entries
+
+
+def join_entries(entries: list[DecisionEntry]) -> list[DecisionEntry]:
+    """Merge neighbours. Each entry comes with one unit, and that unit's digest as its ``root``."""
+    joined: list[DecisionEntry] = []
+    digests: list[list[bytes]] = []
+    for entry in entries:
+        last = joined[-1] if joined else None
+        follows = last is not None and (last.batch, last.start + last.units) == (entry.batch, entry.start)
+        if last is not None and follows and (last.outcome, last.cited, last.dissent) == (entry.outcome, entry.cited, entry.dissent):
+            joined[-1] = last._replace(units=last.units + 1)
+            digests[-1].append(entry.root)
+        else:
+            joined.append(entry)
+            digests.append([entry.root])
+    return [entry._replace(root=blake3(b"".join(parts)).digest()) for entry, parts in zip(joined, digests, strict=True)]

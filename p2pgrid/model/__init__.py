@@ -1,0 +1,1 @@
+"""Values: frozen structs and ids. No I/O, no time, no randomness."""

@@ -1,0 +1,71 @@
+"""Why something was refused, paused or tried again: one registry of reason codes.
+
+A code is what crosses the wire and what ``--json`` shows; the sentence is what people read.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A code; ``.sentence`` explains it and ``.next_step`` says what to do."""
+
+    sentence: str
+    next_step: str
+
+    def __new__(cls, code: str, sentence: str, next_step: str = "") -> Reason:
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        member.next_step = next_step
+        return member
+
+    # Connections and membership
+    OTHER_GRID = "other-grid", "the peer belongs to another grid", "use an invite of this grid"
+    NOT_MEMBER = "not-member", "the peer showed no valid membership of this grid", "join with a fresh invite"
+    EXPIRED = "expired", "a signed statement is past its expiry", "ask for a new one"
+    CLOCK_OFF = "clock-off", "the two clocks differ by more than five minutes", "set the clock"
+    BAD_SIGNATURE = "bad-signature", "a signature does not hold", "the message was damaged or forged"
+    WRONG_PEER = "wrong-peer", "another node answers at that address", "its address changed; look it up again"
+    VERSION = "version", "the two nodes share no protocol version", "update p2pgrid"
+    UNSUPPORTED = "unsupported", "the peer does not know this call", "update p2pgrid at the peer"
+    MALFORMED = "malformed", "the message does not parse or is over a limit", ""
+    BUSY = "busy", "too many requests of this peer are being answered", "try again in a moment"
+    TIMEOUT = "timeout", "no answer in time", "try again"
+    DEAD = "dead", "the peer stopped answering", ""
+    CLOSED = "closed", "the connection was closed", ""
+    TOO_MANY = "too-many-connections", "the node has no room for another connection", "try again later"
+    BUG = "bug", "the peer failed in a way it did not expect", "look into the log of the peer"
+    IDLE = "idle", "the connection was not in use, and its place was needed", ""
+    SHUTDOWN = "shutdown", "the node is stopping", ""
+    OWNER_ONLY = "owner-only", "only the owner of a node may ask this", ""
+    NO_ROLE = "no-role", "the membership does not grant the role this needs", "ask for an invite with that role"
+
+    # Work
+    NO_SLOT = "no-slot", "no core is free", ""
+    NO_RUNTIME = "no-runtime", "this node does not offer the job's runtime", ""
+    NO_MEMORY = "no-memory", "the job wants more memory than is shared here", ""
+    NATIVE_REFUSED = "native-refused", "this node runs no native code of others", ""
+    UNKNOWN_JOB = "unknown-job", "this node does not know the job", "check the id"
+    JOB_OVER = "job-over", "the job has ended or was cancelled", ""
+    BAD_GRANT = "bad-grant", "the lease does not match the job, the worker or its deadline", ""
+    NOT_GRANTED = "not-granted", "the receipt speaks of units that were not leased to its author", ""
+    TIMED_OUT = "timed-out", "the unit ran longer than its time-out", "raise --timeout"
+    DIED = "died", "the process that ran the unit died", "look for crashes in native extensions, or memory limits"
+    RAISED = "raised", "the unit raised an exception", "see the traceback"
+    TOO_LARGE = "too-large", "the result is larger than the job allows", "return less, or a file"
+    NO_INPUT = "no-input", "an input of the unit could not be fetched", ""
+    LOST = "lost", "the worker left before it answered; the unit is leased again", ""
+    DISAGREED = "disagreed", "workers gave different answers; more are asked", "is the unit deterministic?"
+    ATTEMPTS = "attempts", "the unit used up its attempts", ""
+
+    # Keeping and storing
+    KEEPER_FULL = "keeper-full", "the node has no room to keep another job", ""
+    STORE_FULL = "store-full", "the node's shared storage is full", "share more with --storage, or wait"
+    DISK_FULL = "disk-full", "the disk of the node is full", "free some space"
+    NO_BLOB = "no-blob", "the node does not hold this blob", ""
+    CORRUPT = "corrupt", "the stored bytes do not match their address", ""
+    STALE = "stale", "a newer statement is known", ""
+    DISK_FAILED = "disk-failed", "the disk of the node failed while writing", "look at the disk, then restart the node"
+    BAD_NAME = "bad-name", "a file name is not plain, relative and portable, or is no regular file", "use simple names inside the folder"

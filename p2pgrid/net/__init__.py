@@ -1,0 +1,1 @@
+"""Connections between nodes: transports, the stream layer and the RPC mux."""

@@ -1,0 +1,306 @@
+"""A node, put together. Read it as a table of contents: what is made, in which order it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from p2pgrid import __version__
+from p2pgrid.core.admission import Policy
+from p2pgrid.core.invites import Contact
+from p2pgrid.dht.carrier import UdpCarrier
+from p2pgrid.dht.server import Bootstrap, GridServer
+from p2pgrid.dht.settings import DhtContext
+from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError
+from p2pgrid.model.ids import NodeKey
+from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
+from p2pgrid.model.node import Address, NodeInfo, Offer
+from p2pgrid.model.reasons import Reason
+from p2pgrid.net.api import Clock, WallClock
+from p2pgrid.net.messages import Hello
+from p2pgrid.net.methods import Methods
+from p2pgrid.net.pool import Pool
+from p2pgrid.net.tls import TlsTransport
+from p2pgrid.runtimes.pool import WorkerPool
+from p2pgrid.runtimes.tasks import PoolPolicy
+from p2pgrid.services.context import Context
+from p2pgrid.services.keeping import Keeping
+from p2pgrid.services.leading import Leading
+from p2pgrid.services.membership import HomeMembership, Judge, make_invite
+from p2pgrid.services.owner import Owner
+from p2pgrid.services.peers import Peers
+from p2pgrid.services.storing import Storing
+from p2pgrid.services.working import Working
+from p2pgrid.store.blobs import BlobStore
+from p2pgrid.store.home import Home
+from p2pgrid.store.index import Index
+from p2pgrid.store.ledger import Ledgers
+from p2pgrid.store.ledger_writer import LedgerWriter
+from p2pgrid.store.offload import ThreadOffload
+from p2pgrid.wire.codec import encode
+from p2pgrid.wire.messages import NodeStatus
+
+PORT_TRIES = 8
+PEERS_FILE = "peers.json"
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node is run. Sizes in bytes."""
+
+    name: str = ""
+    host: str = "0.0.0.0"  # noqa: S104 - a volunteer's node is meant to be reached; embedded nodes use loopback
+    port: int = 0
+    """TCP and UDP port; 0: any free one."""
+    policy: Policy = Policy()
+    limits: Limits = DEFAULT_LIMITS
+    discover: bool = True
+    """Look for other nodes by itself."""
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node gets time and chance from."""
+
+    clock: Clock
+    wall_ms: WallClock
+    rng: random.Random
+    random_bytes: Callable[[int], bytes]
+
+
+class Node:
+    """One running node of one home. The home must be locked by the caller."""
+
+    def __init__(self, home: Home, membership: HomeMembership, config: NodeConfig, ports: Ports) -> None:
+        self.home = home
+        self.membership = membership
+        self.config = config
+        self.ports = ports
+        self.key = home.node_key()
+        self.stopping = asyncio.Event()
+        self._judge = Judge(membership.grid, ports.wall_ms)
+        self.member = self._judge.judge(NodeKey(self.key.public), membership.chain)
+        self._instance = ports.random_bytes(16)
+        self._started_s = ports.clock()
+
+    async def start(self) -> None:
+        """Open the disk, the network and the DHT; join the grid. Raises ConfigError, or what the first contact said."""
+        self._open_disk()
+        self.methods = Methods()
+        await self._open_network()
+        self._make_services()
+        await self._join()
+        self.home.announce(*self._owner_address())
+
+    def _open_disk(self) -> None:
+        home, ports = self.home, self.ports
+        self.index, self.index_report = Index.open(home.index)
+        scan = self.index_report.rebuilt or not self.index_report.was_clean
+        storage = self.config.policy.storage_bytes
+        self.blobs = BlobStore(home.blobs, storage, self.index, now_ms=ports.wall_ms(), scan=scan, limits=self.config.limits)
+        self.ledgers = Ledgers(home.ledger, ports.random_bytes, limits=self.config.limits)
+        self.log_port = LedgerWriter(self.ledgers)
+        self.offload = ThreadOffload()
+
+    async def _open_network(self) -> None:
+        """One port number for TCP and UDP; without a wish for one, another is tried when it is half taken."""
+        config, ports = self.config, self.ports
+        for attempt in range(PORT_TRIES):
+            transport = TlsTransport(self.key, config.host, config.port, limits=config.limits)
+            self.pool = Pool(
+                NodeKey(self.key.public),
+                [transport],
+                self.methods,
+                self._judge.for_session,
+                self._hello,
+                ports.wall_ms,
+                config.limits,
+            )
+            await self.pool.start()
+            self.port = transport.addresses()[0].port
+            context = DhtContext(
+                key=self.key,
+                grid=self.membership.grid.id,
+                credential=encode(self.membership.chain),
+                authorise=self._judge.for_datagram,
+                clock=ports.clock,
+                wall_clock_ms=ports.wall_ms,
+                rng=ports.rng,
+                limits=config.limits,
+            )
+            self.dht = GridServer(context, UdpCarrier(config.host, port=self.port))
+            try:
+                await self.dht.start()
+            except ConfigError:
+                await self.pool.close()
+                if config.port or attempt == PORT_TRIES - 1:
+                    raise
+            else:
+                return
+
+    def _make_services(self) -> None:
+        config, ports = self.config, self.ports
+        context = Context(
+            key=self.key,
+            submitter=self.home.submitter_key(),
+            grid=self.membership.grid,
+            member=self.member,
+            policy=config.policy,
+            limits=config.limits,
+            clock=ports.clock,
+            wall_ms=ports.wall_ms,
+            rng=ports.rng,
+            random_bytes=ports.random_bytes,
+            methods=self.methods,
+            blobs=self.blobs,
+            ledgers=self.ledgers,
+            log_port=self.log_port,
+            index=self.index,
+            offload=self.offload,
+        )
+        inputs = self.home.work / "inputs"
+        inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in inputs.iterdir():
+            left.unlink()
+        self.context = context
+        self.workers = WorkerPool(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)))
+        self.peers = Peers(context, self.pool, self.dht, self.info)
+        self.storing = Storing(context, self.peers, self.dht)
+        self.keeping = Keeping(context, self.peers, self.dht)
+        self.leading = Leading(context, self.peers, self.storing)
+        self.working = Working(context, self.peers, self.storing, self.workers, inputs)
+        self.owner = Owner(
+            context,
+            self.peers,
+            self.dht,
+            self.storing,
+            self.leading,
+            self.keeping,
+            self.info,
+            self.status,
+            self.stopping.set,
+            self.invite,
+            self.home.folder,
+        )
+
+    async def _join(self) -> None:
+        """Meet the grid: over a session first, which tells why it refuses, then in the DHT."""
+        await self.workers.start()
+        await self.leading.start()
+        await self.keeping.start()
+        await self.working.start()
+        contacts = self._contacts()
+        if contacts:
+            await self._first_contact(contacts)
+        await self.dht.bootstrap([(NodeKey(contact.key), contact.host, contact.port) for contact in contacts])
+        await self.peers.start(discover=self.config.discover)
+
+    def _contacts(self) -> list[Contact]:
+        """Whom to begin with: peers of the last run, then those of the invite."""
+        found: dict[bytes, Contact] = {}
+        with suppress(OSError, ValueError):
+            saved = json.loads((self.home.folder / PEERS_FILE).read_text())
+            for key, host, port in GridServer.peers_from_persisted(saved):
+                found[key] = Contact(key, host, port)
+        for contact in self.membership.contacts:
+            found.setdefault(contact.key, contact)
+        found.pop(self.key.public, None)
+        return list(found.values())
+
+    async def _first_contact(self, contacts: list[Contact]) -> None:
+        """Raises what the contacts said if none lets this node in; a grid that is away is no reason for a known member to stop."""
+        dials = [self.pool.session(NodeKey(contact.key), [Address("tls", contact.host, contact.port)]) for contact in contacts]
+        answers = await asyncio.gather(*dials, return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) < len(answers):
+            return
+        refusals = [error for error in errors if isinstance(error, P2PGridError) and not error.retryable]
+        if refusals:
+            raise refusals[0]
+        if not (self.home.folder / PEERS_FILE).exists():
+            raise UnreachableError("no node of the grid answers", reason=Reason.DEAD, hint="is the inviting node running and reachable?")
+
+    # -- what it says of itself ----------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return Hello(
+            grid=self.membership.grid.id,
+            wall_ms=self.ports.wall_ms(),
+            credentials=tuple(self.membership.chain),
+            info=encode(self.info()),
+            instance=self._instance,
+        )
+
+    def info(self) -> NodeInfo:
+        """This node's addresses and offer."""
+        policy = self.config.policy
+        machine = f"{platform.system().lower()}-{platform.machine().lower()}"
+        python = ".".join(platform.python_version_tuple()[:2])
+        runtimes = policy.runtimes if policy.cores else ()
+        offer = Offer(policy.cores, policy.memory_bytes, policy.storage_bytes, machine, python, runtimes)
+        roles = tuple(sorted(self.member.roles))
+        return NodeInfo(self.pool.addresses(), roles, __version__, self.config.name, offer)
+
+    def status(self) -> NodeStatus:
+        """This node's live state."""
+        worker = self.working.worker
+        cores = self.config.policy.cores
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return NodeStatus(
+            free_cores=max(0, cores - worker.running),
+            running=worker.running,
+            queued=worker.queued,
+            done=self.working.done,
+            storage_used_bytes=self.blobs.usage().used_bytes,
+            uptime_s=self.ports.clock() - self._started_s,
+            load=load,
+            jobs_kept=len(self.keeping.jobs),
+        )
+
+    def invite(self, roles: tuple[str, ...], expires_ms: int) -> str:
+        """An invite to this node's grid, with this node and a few others as contacts."""
+        contacts = [Contact(self.key.public, address.host, address.port) for address in self.pool.addresses() if address.kind == "tls"]
+        for peer in list(self.peers.live())[:2]:
+            tls = [address for address in self.peers.info(peer).addresses if address.kind == "tls"]
+            contacts += [Contact(peer, address.host, address.port) for address in tls[:1]]
+        return make_invite(self.membership, roles, expires_ms, contacts, self.ports.random_bytes)
+
+    def _owner_address(self) -> tuple[str, int]:
+        """Where the owner's command line finds this node: loopback, unless it listens on one address only."""
+        if self.config.host == "0.0.0.0":  # noqa: S104 - compared, not bound
+            return "127.0.0.1", self.port
+        if self.config.host == "::":
+            return "::1", self.port
+        return self.config.host, self.port
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Leave in good order. Everything is bounded in time; nothing is left running."""
+        self._save_peers()
+        for service in (self.working, self.leading, self.keeping, self.storing, self.peers):
+            await service.close()
+        await self.workers.close()
+        await self.dht.close()
+        await self.pool.close()
+        self.log_port.close()
+        await self.offload.close()
+        self.index.close()
+
+    def _save_peers(self) -> None:
+        peers = self.dht.peers_to_persist()
+        if peers:
+            with suppress(P2PGridError):
+                self.home.write_private(PEERS_FILE, json.dumps(peers).encode())
+
+
+def default_home() -> Path:
+    """The home when neither ``--home`` nor ``P2PGRID_HOME`` says otherwise."""
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(os.environ.get("P2PGRID_HOME") or Path(base).expanduser() / "p2pgrid")

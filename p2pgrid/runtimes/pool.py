@@ -1,0 +1,231 @@
+"""The worker pool: at most ``slots`` batches run at one time, each on one warm process of its job.
+
+Processes are shared by the batches of one job and nobody else. Those without work stay warm for a while, bounded in number and
+time; the one unused for longest goes first. The pool owns every process and every task it starts: ``close`` leaves none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections import OrderedDict, deque
+from pathlib import Path
+from typing import Any
+
+from p2pgrid.errors import RefusedError, TryAgainError
+from p2pgrid.model.reasons import Reason
+from p2pgrid.runtimes.batch import BatchRun
+from p2pgrid.runtimes.link import LogTail
+from p2pgrid.runtimes.process import ProcessSpec, WorkerProcess
+from p2pgrid.runtimes.tasks import BatchTask, OnResults, PoolPolicy
+from p2pgrid.runtimes.worker.files import empty_folder
+
+_LOGS_KEPT = 64
+_WORKER_MODULES = ("launch", "serve", "units", "files", "failures", "command")
+
+
+class WorkerPool:
+    """Runs batches on processes. ``folder`` is the pool's alone: what lies there at the start is removed."""
+
+    def __init__(self, folder: Path, policy: PoolPolicy) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._free = policy.slots
+        self._waiting: deque[tuple[BatchTask, asyncio.Future[None]]] = deque()
+        self._runs: set[BatchRun] = set()
+        self._idle: deque[tuple[float, WorkerProcess]] = deque()
+        """(idle since, process), the one unused for longest first."""
+        self._endings: set[asyncio.Task[None]] = set()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._logs: OrderedDict[bytes, LogTail] = OrderedDict()
+        self._launched = 0
+        self._open = False
+        self._finished = asyncio.Event()
+
+    async def start(self) -> None:
+        """Prepare the folder. Call before anything else."""
+        await asyncio.to_thread(self._prepare)
+        self._open = True
+
+    def _prepare(self) -> None:
+        for folder in (self._folder, self._folder / "processes", self._folder / "results"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty_folder(str(self._folder / "processes"))
+        empty_folder(str(self._folder / "results"))
+        for name in _WORKER_MODULES:
+            # Once here, so that the bytecode is cached: worker processes must not write where the code lies.
+            importlib.import_module(f"p2pgrid.runtimes.worker.{name}")
+
+    async def close(self) -> None:
+        """End all runs and processes. Bounded by the time-outs of the policy; nothing is left behind."""
+        self._open = False
+        why = TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
+        for _, turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(why)
+        self._waiting.clear()
+        for run in self._runs:
+            run.stop(why)
+        while self._idle:
+            self._end_later(self._idle.popleft()[1])
+        self._set_idle_timer()
+        while self._runs:
+            self._finished.clear()
+            await self._finished.wait()
+        while self._endings:
+            await asyncio.gather(*self._endings, return_exceptions=True)
+        await asyncio.to_thread(empty_folder, str(self._folder / "results"))
+
+    async def run(self, task: BatchTask, on_results: OnResults) -> None:
+        """Run a batch. ``on_results`` is called with every unit exactly once, in order, from the event loop.
+
+        Raises BadDataError for inputs that are no array, TryAgainError when too many batches wait, when no process can be started or
+        when the pool closes, RefusedError when the job is cancelled meanwhile. Cancelling the caller ends the process.
+        """
+        spec = ProcessSpec(task.job, task.code, task.runtime, task.memory_bytes)
+        run = BatchRun(
+            task,
+            on_results,
+            acquire=lambda: self._acquire(spec),
+            release=self._release,
+            load_s=self._policy.start_s,
+            results_folder=self._folder / "results",
+        )
+        await self._take_slot(task)
+        self._runs.add(run)
+        try:
+            await run.run()
+        finally:
+            self._runs.discard(run)
+            self._give_slot()
+            self._finished.set()
+
+    async def cancel(self, job: bytes) -> None:
+        """Stop everything of a job: its waiting and running batches raise RefusedError, its processes are gone when this returns."""
+        why = RefusedError("the job was cancelled", reason=Reason.JOB_OVER)
+        for task, turn in self._waiting:
+            if task.job.job == job and not turn.done():
+                turn.set_exception(why)
+        runs = {run for run in self._runs if run.task.job.job == job}
+        for run in runs:
+            run.stop(why)
+        for entry in [entry for entry in self._idle if entry[1].spec.job.job == job]:
+            self._idle.remove(entry)
+            self._end_later(entry[1])
+        self._set_idle_timer()
+        endings = list(self._endings)
+        while runs & self._runs:
+            self._finished.clear()
+            await self._finished.wait()
+        await asyncio.gather(*endings, return_exceptions=True)
+
+    def log_tail(self, job: bytes) -> str:
+        """The end of what the job's latest process printed; at most 64 KiB, empty when nothing is known."""
+        log = self._logs.get(job)
+        return log.text() if log is not None else ""
+
+    @property
+    def busy(self) -> int:
+        """Batches that run now."""
+        return len(self._runs)
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody uses or waits for."""
+        return max(0, self._free - len(self._waiting))
+
+    @property
+    def idle(self) -> int:
+        """Warm processes without work."""
+        return len(self._idle)
+
+    async def _take_slot(self, task: BatchTask) -> None:
+        if not self._open:
+            raise TryAgainError("the worker pool is not running", reason=Reason.SHUTDOWN)
+        if self._free > 0:
+            self._free -= 1
+            return
+        if len(self._waiting) >= self._policy.waiting_max:
+            raise TryAgainError("too many batches wait for a core", reason=Reason.NO_SLOT)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (task, turn)
+        self._waiting.append(entry)
+        try:
+            await turn
+        except BaseException:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._give_slot()  # The slot came at the moment of the cancellation.
+            raise
+
+    def _give_slot(self) -> None:
+        while self._waiting:
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    async def _acquire(self, spec: ProcessSpec) -> WorkerProcess:
+        """The warm process that was used last, or a new one."""
+        for position in range(len(self._idle) - 1, -1, -1):
+            process = self._idle[position][1]
+            if process.spec == spec:
+                del self._idle[position]
+                self._set_idle_timer()
+                process.on_exit = None
+                process.reused = True
+                return process
+        job = spec.job.job
+        self._launched += 1
+        process = await WorkerProcess.launch(spec, self._folder / "processes" / str(self._launched), self._policy)
+        self._logs[job] = process.log
+        self._logs.move_to_end(job)
+        if len(self._logs) > _LOGS_KEPT:
+            self._logs.popitem(last=False)
+        return process
+
+    def _release(self, process: WorkerProcess) -> None:
+        if not self._open or process.look():
+            self._end_later(process)
+            return
+        process.on_exit = lambda: self._drop(process)
+        self._idle.append((asyncio.get_running_loop().time(), process))
+        while len(self._idle) > self._policy.idle_max:
+            self._end_later(self._idle.popleft()[1])
+        self._set_idle_timer()
+
+    def _drop(self, process: WorkerProcess) -> None:
+        """An idle process ended by itself."""
+        for entry in list(self._idle):
+            if entry[1] is process:
+                self._idle.remove(entry)
+                self._end_later(process)
+        self._set_idle_timer()
+
+    def _end_later(self, process: WorkerProcess) -> None:
+        process.on_exit = None
+        task = asyncio.get_running_loop().create_task(process.end())
+        self._endings.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._endings.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context: dict[str, Any] = {"message": "a worker process could not be ended", "exception": error}
+            task.get_loop().call_exception_handler(context)
+
+    def _set_idle_timer(self) -> None:
+        """One timer for all: it waits for the oldest."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._idle:
+            self._idle_timer = asyncio.get_running_loop().call_at(self._idle[0][0] + self._policy.idle_s, self._end_oldest)
+
+    def _end_oldest(self) -> None:
+        self._idle_timer = None
+        if self._idle:
+            self._end_later(self._idle.popleft()[1])
+        self._set_idle_timer()

@@ -1,0 +1,313 @@
+"""One worker process, as the node sees it: its start, its end, and the pipes between.
+
+A process is started by Popen of a launcher that confines itself; nothing of ours runs between fork and exec. The end is
+always the same: kill the group while the leader cannot have been reaped yet (so that its number is still its own), kill what else
+lives in its session, reap, remove its folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from p2pgrid.errors import ConfigError, TryAgainError
+from p2pgrid.model.reasons import Reason
+from p2pgrid.runtimes.link import FrameLink, LogTail
+from p2pgrid.runtimes.tasks import Code, JobKey, PoolPolicy
+from p2pgrid.runtimes.worker import frames
+from p2pgrid.runtimes.worker.files import empty_folder
+
+_LAUNCHER = Path(__file__).with_name("worker") / "launch.py"
+_COMMAND_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LOOK_S = 0.25
+"""How often to look for the end of a process where the kernel cannot tell it as an event."""
+_TERMINATE_S = 0.5
+"""What a command runner gets to end its commands before it is killed with them."""
+
+
+class ProcessSpec(msgspec.Struct, frozen=True):
+    """What a process is for. Only batches with an equal spec share one."""
+
+    job: JobKey
+    code: Code
+    runtime: str
+    memory_bytes: int
+
+
+class WorkerProcess:
+    """A running worker. ``launch`` makes one; ``end`` must be awaited for each."""
+
+    def __init__(self, spec: ProcessSpec, folder: Path, policy: PoolPolicy) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.link = FrameLink()
+        self.log = LogTail()
+        self.loaded = False
+        self.reused = False
+        self.sequence = 0
+        self.on_exit: Callable[[], None] | None = None
+        self._policy = policy
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exit_number = -1
+        self._exited = asyncio.Event()
+        self._progress_number = -1
+
+    @classmethod
+    async def launch(cls, spec: ProcessSpec, folder: Path, policy: PoolPolicy) -> WorkerProcess:
+        """Start a process and send it its job. Raises TryAgainError when the system has no room, ConfigError when it cannot work at all."""
+        self = cls(spec, folder, policy)
+        try:
+            await self._start()
+        except BaseException as error:
+            await self.end()
+            if isinstance(error, FileNotFoundError):
+                raise ConfigError(f"a worker cannot be started: {error}", hint="is the interpreter still there?") from error
+            if isinstance(error, OSError):
+                raise TryAgainError(f"a worker cannot be started: {error}", reason=Reason.BUSY) from error
+            raise
+        return self
+
+    async def _start(self) -> None:
+        for part in (self.folder, self.folder / "scratch", self.folder / "outbox"):
+            part.mkdir(mode=0o700)
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        log_reader, log_writer = os.pipe()
+        try:
+            self._progress_number = _shared_file(self.folder)
+            self._process = self._spawn(theirs.fileno(), log_writer)
+        except BaseException:
+            ours.close()
+            os.close(log_reader)
+            raise
+        finally:
+            theirs.close()
+            os.close(log_writer)
+        ours.setblocking(False)
+        await loop.connect_read_pipe(lambda: self.log, os.fdopen(log_reader, "rb", buffering=0))
+        await loop.create_unix_connection(lambda: self.link, sock=ours)
+        self._watch_exit(loop)
+        self.link.send(self._load())
+
+    def _spawn(self, channel: int, log: int) -> subprocess.Popen[bytes]:
+        scratch = str(self.folder / "scratch")
+        numbers = (channel, self._progress_number)
+        return subprocess.Popen(
+            [
+                self._policy.python or sys.executable,
+                "-P",
+                "-s",
+                "-S",
+                str(_LAUNCHER),
+                *(str(number) for number in numbers),
+                str(os.getpid()),
+                *_library_folders(),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,  # What units print goes where their warnings go; the protocol has a file of its own.
+            stderr=log,
+            pass_fds=numbers,
+            env=_environment(scratch),
+            cwd=scratch,
+            start_new_session=True,
+        )
+
+    def _load(self) -> frames.Load:
+        spec, policy = self.spec, self._policy
+        return frames.Load(
+            folder=str(self.folder),
+            file_bytes_max=policy.file_bytes_max,
+            open_files_max=policy.open_files_max,
+            memory_bytes=spec.memory_bytes,
+            nice=policy.nice,
+            seed=spec.code.seed,
+            runtime=spec.runtime,
+            source=spec.code.source,
+            file_name=spec.code.file_name,
+            entry=spec.code.entry,
+            path=[*spec.code.path, *policy.path],
+        )
+
+    def _watch_exit(self, loop: asyncio.AbstractEventLoop) -> None:
+        assert self._process is not None
+        try:
+            self._exit_number = os.pidfd_open(self._process.pid)
+        except (AttributeError, OSError):
+            return
+        loop.add_reader(self._exit_number, self._note_exit)
+
+    def _note_exit(self) -> None:
+        if self._exited.is_set():
+            return
+        self._exited.set()
+        if self._exit_number >= 0:
+            asyncio.get_running_loop().remove_reader(self._exit_number)
+        # Its children may hold the channel open: end them, and the channel tells its end after the last frame.
+        self.kill()
+        self.link.wake()
+        if self.on_exit is not None:
+            self.on_exit()
+
+    def look(self) -> bool:
+        """Whether the process has ended; asks the system where there are no events. It is not reaped by this."""
+        process = self._process
+        if self._exited.is_set() or self._exit_number >= 0 or process is None or process.returncode is not None:
+            return self._exited.is_set()
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            self._note_exit()
+        return self._exited.is_set()
+
+    @property
+    def look_s(self) -> float:
+        """How long one may wait before ``look`` is due, in seconds."""
+        return LOOK_S if self._exit_number < 0 else 3600.0
+
+    def progress(self) -> tuple[int, float]:
+        """(index of the running unit, when it started) as the worker claims. Read, not mapped: it may have been truncated."""
+        raw = os.pread(self._progress_number, frames.PROGRESS.size, 0)
+        if len(raw) < frames.PROGRESS.size:
+            return frames.IDLE, 0.0
+        index, started = frames.PROGRESS.unpack(raw)
+        return index, started
+
+    def reset_progress(self) -> None:
+        """Before a batch: no unit runs yet."""
+        os.pwrite(self._progress_number, frames.PROGRESS.pack(frames.IDLE, 0.0), 0)
+
+    def kill(self) -> None:
+        """SIGKILL to the group and to all else in its session. Harmless when it is gone."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        _send(process.pid, signal.SIGKILL)
+        for process_id in _session_members(process.pid):
+            try:
+                os.kill(process_id, signal.SIGKILL)
+            except OSError:
+                continue
+
+    def exit_text(self) -> str:
+        """How the process ended, for people. Call after ``end``."""
+        status = self._process.returncode if self._process is not None else None
+        if status is None:
+            return "could not be ended"
+        if status >= 0:
+            return f"ended with exit status {status}"
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+
+    async def end(self) -> None:
+        """Kill, reap, and remove everything of it; within ``kill_s`` seconds. May be called again."""
+        if self._process is not None and self._process.returncode is None:
+            if self.spec.runtime == "command" and not self.look():
+                _send(self._process.pid, signal.SIGTERM, group=False)
+                await self._wait_exit(min(_TERMINATE_S, self._policy.kill_s / 2))
+            self.kill()
+            await self._wait_exit(self._policy.kill_s / 2)
+            self._process.poll()
+        self.link.abort()
+        loop = asyncio.get_running_loop()
+        if self._exit_number >= 0:
+            loop.remove_reader(self._exit_number)
+            os.close(self._exit_number)
+            self._exit_number = -1
+        if self._progress_number >= 0:
+            os.close(self._progress_number)
+            self._progress_number = -1
+        self.log.stop()
+        await asyncio.to_thread(_remove, self.folder)
+
+    async def _wait_exit(self, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while not self.look():
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                return
+            try:
+                async with asyncio.timeout(min(left_s, 0.02 if self._exit_number < 0 else left_s)):
+                    await self._exited.wait()
+            except TimeoutError:
+                continue
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """Nothing of the node's own environment: it may hold secrets, and would make results differ from machine to machine."""
+    return {
+        "PATH": _COMMAND_PATH,
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+
+
+def _library_folders() -> list[str]:
+    """Where the worker finds msgspec and blake3."""
+    import blake3
+
+    folders = [str(Path(file).resolve().parent.parent) for file in (msgspec.__file__, blake3.__file__) if file]
+    return list(dict.fromkeys(folders))
+
+
+def _shared_file(folder: Path) -> int:
+    """An open file without a name, for the progress of the worker."""
+    if sys.platform == "linux":
+        number = os.memfd_create("progress")
+    else:
+        number, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)
+    os.pwrite(number, frames.PROGRESS.pack(frames.IDLE, 0.0), 0)
+    return number
+
+
+def _send(process_id: int, number: int, *, group: bool = True) -> None:
+    try:
+        if group:
+            os.killpg(process_id, number)
+        else:
+            os.kill(process_id, number)
+    except OSError:
+        return
+
+
+def _session_members(session: int) -> list[int]:
+    """Processes of a session, by the process table (Linux; elsewhere the group must do)."""
+    if sys.platform != "linux":
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if len(fields) > 3 and int(fields[3]) == session:
+            found.append(int(entry))
+    return found
+
+
+def _remove(folder: Path) -> None:
+    empty_folder(str(folder))
+    try:
+        folder.rmdir()
+    except OSError:
+        return

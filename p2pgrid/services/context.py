@@ -1,0 +1,54 @@
+"""What every service of a node shares: identity, terms, ports to time, chance, disk and peers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from p2pgrid.core.admission import Policy
+from p2pgrid.model.ids import NodeKey
+from p2pgrid.model.limits import Limits
+from p2pgrid.model.membership import Grid, Member
+from p2pgrid.net.api import Clock, WallClock
+from p2pgrid.net.methods import Methods
+from p2pgrid.store.blobs import BlobStore
+from p2pgrid.store.index import Index
+from p2pgrid.store.ledger import Ledgers
+from p2pgrid.store.ledger_writer import LedgerPort
+from p2pgrid.store.offload import Offload
+from p2pgrid.wire.keys import SigningKey
+
+
+@dataclass
+class Context:
+    """Made once by the node; services read it and never replace its parts."""
+
+    key: SigningKey
+    submitter: SigningKey
+    grid: Grid
+    member: Member
+    policy: Policy
+    limits: Limits
+    clock: Clock
+    wall_ms: WallClock
+    rng: random.Random
+    random_bytes: Callable[[int], bytes]
+    methods: Methods
+    blobs: BlobStore
+    ledgers: Ledgers
+    log_port: LedgerPort
+    index: Index
+    offload: Offload
+    events: list[Callable[[str, str], None]] = field(default_factory=list)
+    """Listeners for what an owner may want to see: (reason code, sentence)."""
+
+    @property
+    def me(self) -> NodeKey:
+        """This node's key."""
+        return NodeKey(self.key.public)
+
+    def tell(self, reason: str, sentence: str) -> None:
+        """Report something that happened, with its reason code."""
+        for listen in self.events:
+            listen(reason, sentence)

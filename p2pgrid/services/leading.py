@@ -1,0 +1,374 @@
+"""Leading jobs: the core's Lead joined to sessions, the job's log and the keepers (docs/spec/job.md).
+
+A grant leaves before it is on disk: a lead that crashes in between only makes its units run again. A receipt
+is acknowledged, and its results are shown to anybody, only after it is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from p2pgrid.core import lead as core
+from p2pgrid.core.admission import check_job
+from p2pgrid.core.keeping import draw_keepers, workers_of
+from p2pgrid.core.ledger import Ledger
+from p2pgrid.errors import IntegrityError, P2PGridError, RefusedError, TryAgainError, UnreachableError
+from p2pgrid.model import log as kinds
+from p2pgrid.model.blob import blob_id_of
+from p2pgrid.model.ids import JobId, NodeKey, StatementId, short
+from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.work import DecisionEntry, Receipt
+from p2pgrid.net.rpc import Session
+from p2pgrid.services.context import Context
+from p2pgrid.services.deriving import Deriving
+from p2pgrid.services.joblog import JobFile
+from p2pgrid.services.peers import Peers
+from p2pgrid.services.pushing import Pushing
+from p2pgrid.services.results import Payloads, check_payload, root_of
+from p2pgrid.services.storing import Storing
+from p2pgrid.services.tasks import Tasks
+from p2pgrid.store.index import JobRow
+from p2pgrid.wire.envelope import Signed, open_envelope, seal
+from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInvite, LogRecord, Ok, PullReply, PullRequest
+
+BATCH_CACHE_BYTES = 64 << 20
+TICK_S = 1.0
+SETTLE_S = 15.0
+"""How long the end of a job waits for its keepers."""
+RECORD_KINDS = {"grant": kinds.GRANT, "receipt": kinds.RECEIPT, "decision": kinds.DECISION, "settled": kinds.SETTLED}
+
+Watcher = Callable[[Sequence[DecisionEntry]], None]
+
+
+class LedJob:
+    """One job this node leads."""
+
+    def __init__(self, job: Signed[Job], file: JobFile, lead: core.Lead) -> None:
+        self.job = job
+        self.id = JobId(job.id)
+        self.file = file
+        self.lead = lead
+        self.ledger: Ledger = lead.ledger
+        self.batch_at: dict[int, int] = {}
+        """Where in the log each batch of the manifest is."""
+        self.payload_at: dict[bytes, int] = {}
+        self.payloads = Payloads()
+        self.sent: dict[bytes, set[int]] = {}
+        """Batches that each worker's session was sent."""
+        self.watchers: set[Watcher] = set()
+        self.ended = asyncio.Event()
+        self.state = "running"
+        self.started_s = 0.0
+        self.keepers_note = ""
+
+    @property
+    def name(self) -> str:
+        return self.job.body.name
+
+
+class Leading:
+    """All jobs this node leads. ``start`` before use, ``close`` at the end."""
+
+    def __init__(self, context: Context, peers: Peers, storing: Storing) -> None:
+        self._context = context
+        self._peers = peers
+        self._storing = storing
+        self._tasks = Tasks("leading")
+        self._pushing = Pushing(context, peers)
+        self.deriving = Deriving(context, storing)
+        self._batches: OrderedDict[tuple[JobId, int], bytes] = OrderedDict()
+        self._batch_bytes = 0
+        self.jobs: dict[JobId, LedJob] = {}
+        methods = context.methods
+        methods.on("job.pull", PullRequest, self._on_pull, role="work")
+        methods.on("job.deliver", Delivery, self._on_deliver)
+        methods.on("job.cancel", CancelRequest, self._on_cancel)
+
+    async def start(self) -> None:
+        self._peers.on_gone(self._on_gone)
+        self._tasks.spawn(self._tick(), "tick")
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._pushing.close()
+
+    # -- the life of a job -------------------------------------------------------
+
+    async def submit(self, raw: bytes, batches: Iterable[bytes]) -> LedJob:
+        """Take a job over from its submitter: log it, name keepers, begin to lead. ``batches`` in manifest order.
+
+        Raises RefusedError (limits, not this home's submitter key), IntegrityError (a batch that is not the manifest's).
+        """
+        context = self._context
+        job = open_envelope(raw, Job, context.grid.id, context.wall_ms())
+        if job.author != context.submitter.public:
+            raise RefusedError("the job is signed by another submitter key", reason=Reason.NO_ROLE)
+        if "submit" not in context.member.roles:
+            raise RefusedError("this node's membership does not let it submit", reason=Reason.NO_ROLE)
+        if len([led for led in self.jobs.values() if not led.ended.is_set()]) >= context.limits.jobs_led:
+            raise TryAgainError("this node already leads as many jobs as it may", reason=Reason.BUSY)
+        check_job(job.body, context.limits)
+        if job.id in self.jobs:
+            return self.jobs[JobId(job.id)]
+        job_id = JobId(job.id)
+        file = JobFile(job_id, await context.offload.run(context.ledgers.log, job_id), context.log_port)
+        ledger = Ledger(job)
+        keepers = self._name_keepers(job, ())
+        ledger.add(keepers)
+        lead = core.Lead(ledger, self._seal, context.rng)
+        led = LedJob(job, file, lead)
+        led.started_s = context.clock()
+        file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)])
+        self._log_batches(led, batches)
+        await file.wait(file.end)
+        self.jobs[led.id] = led
+        self._index(led)
+        self._pushing.add(led.id, file, keepers.body.keepers, self._replace_keeper)
+        self._tasks.spawn(self._replicate_inputs(led), "inputs")
+        self._apply(led, lead.handle(core.WorkersKnown(self._workers(led)), context.clock(), context.wall_ms()))
+        return led
+
+    def _log_batches(self, led: LedJob, batches: Iterable[bytes]) -> None:
+        for number, (reference, content) in enumerate(zip(led.job.body.manifest, batches, strict=True)):
+            if blob_id_of(content) != reference.blob:
+                raise IntegrityError("a batch is not the one in the manifest", reason=Reason.CORRUPT)
+            (led.batch_at[number],) = led.file.post([LogRecord(kinds.BATCH, content)])
+            self._remember((led.id, number), content)
+
+    def _name_keepers(self, job: Signed[Job], have: tuple[bytes, ...], epoch: int = 0) -> Signed[KeeperSet]:
+        context = self._context
+        keepers = draw_keepers(self._peers.with_role("store") - {context.me}, have, context.rng)
+        statement = KeeperSet(job.body.expires_ms, job.id, epoch, context.me, keepers)
+        return seal(statement, context.submitter, context.grid.id)
+
+    def _replace_keeper(self, job: JobId, failed: bytes | None) -> None:
+        """A keeper is gone or refused (or, with None, the set is short): name others if there are any."""
+        led = self.jobs.get(job)
+        if led is None or led.ledger.keepers is None or led.state == "stopped":
+            return
+        current = led.ledger.keepers.body
+        have = tuple(key for key in current.keepers if key != failed)
+        named = self._name_keepers(led.job, have, current.epoch + 1)
+        if failed in named.body.keepers:
+            without = tuple(key for key in named.body.keepers if key != failed)
+            statement = KeeperSet(current.expires_ms, current.job, current.epoch + 1, current.lead, without)
+            named = seal(statement, self._context.submitter, self._context.grid.id)
+        if named.body.keepers == current.keepers:
+            return
+        led.ledger.add(named)
+        led.file.post([LogRecord(kinds.KEEPERS, named.raw)])
+        self._pushing.set_keepers(job, named.body.keepers)
+
+    async def _replicate_inputs(self, led: LedJob) -> None:
+        """Copies of the code and of input files on r nodes, keepers first, while the job already runs."""
+        keepers = led.ledger.keepers
+        prefer = keepers.body.keepers if keepers else ()
+        blobs = await self.deriving.input_blobs(led.job.body, lambda number: self._batch(led, number))
+        for blob in blobs:
+            await self._storing.replicate(blob, led.job.body.replicas, prefer, led.job.body.expires_ms)
+
+    def _seal(self, statement: Any) -> Signed[Any]:
+        return seal(statement, self._context.key, self._context.grid.id)
+
+    async def cancel(self, raw: bytes) -> None:
+        """Carry out the submitter's signed cancel, here and at everybody concerned."""
+        cancel = open_envelope(raw, Cancel, self._context.grid.id, self._context.wall_ms())
+        led = self.jobs.get(JobId(StatementId(cancel.body.job)))
+        if led is None:
+            raise RefusedError("this node does not lead the job", reason=Reason.UNKNOWN_JOB)
+        if not led.ledger.add(cancel):
+            return
+        led.state = "cancelled"
+        now, now_ms = self._context.clock(), self._context.wall_ms()
+        self._apply(led, led.lead.handle(core.Stopped(), now, now_ms))
+        await led.file.append([LogRecord(kinds.CANCEL, raw)])
+        for worker in set(led.lead.workers) | set(led.lead.known):
+            self._peers.notify(NodeKey(worker), "job.cancelled", CancelRequest(raw))
+        self._end(led)
+
+    # -- workers -----------------------------------------------------------------
+
+    async def _on_pull(self, session: Session, request: PullRequest) -> PullReply:
+        led = self._led(request.job)
+        context = self._context
+        want, slots = max(1, min(request.want, 1 << 16)), max(1, min(request.slots, 4096))
+        if session.peer not in self._workers(led) | led.lead.known:
+            return PullReply(over=led.ended.is_set())
+        pulled = core.Pulled(session.peer, session.peer, slots, want)
+        granted = self._apply(led, led.lead.handle(pulled, context.clock(), context.wall_ms()))
+        assert granted is not None
+        keepers = led.ledger.keepers
+        head = (led.job.raw, keepers.raw if keepers else b"") if request.need_job else (b"", b"")
+        if granted.grant is None:
+            return PullReply(granted.over, b"", *head)
+        sent = led.sent.setdefault(session.peer, set())
+        sent.intersection_update(request.have)
+        needed = sorted({unit_range.batch for unit_range in granted.grant.body.ranges} - sent)
+        batches = [(number, await self._batch(led, number)) for number in needed if number < len(led.job.body.manifest)]
+        sent.update(number for number, _ in batches)
+        return PullReply(False, granted.grant.raw, *head, tuple(batches))
+
+    async def _batch(self, led: LedJob, number: int) -> bytes:
+        known = self._batches.get((led.id, number))
+        if known is not None:
+            self._batches.move_to_end((led.id, number))
+            return known
+        record = await self._context.offload.run(led.file.read_one, led.batch_at[number])
+        self._remember((led.id, number), record.data)
+        return record.data
+
+    def _remember(self, key: tuple[JobId, int], content: bytes) -> None:
+        if key in self._batches:
+            return
+        self._batches[key] = content
+        self._batch_bytes += len(content)
+        while self._batch_bytes > BATCH_CACHE_BYTES and len(self._batches) > 1:
+            _, dropped = self._batches.popitem(last=False)
+            self._batch_bytes -= len(dropped)
+
+    async def _on_deliver(self, session: Session, delivery: Delivery) -> DeliveryReply:
+        led = self._led(delivery.job)
+        context = self._context
+        refused: list[str] = []
+        for item in delivery.items:
+            try:
+                receipt = open_envelope(item.receipt, Receipt, context.grid.id, context.wall_ms())
+                payload = check_payload(receipt.body, item.payload)
+                effects = led.lead.handle(core.Delivered(receipt), context.clock(), context.wall_ms())
+            except P2PGridError as error:
+                refused.append(error.reason or Reason.MALFORMED)
+                continue
+            refused.append("")
+            led.payloads.put(receipt.body.payload, payload, len(item.payload))
+            self._apply(led, effects, (receipt, item.payload))
+        end = led.file.end
+        await led.file.wait(end)
+        return DeliveryReply(tuple(refused))
+
+    async def _on_cancel(self, session: Session, request: CancelRequest) -> Ok:
+        await self.cancel(request.cancel)
+        return Ok()
+
+    def _on_gone(self, peer: NodeKey) -> None:
+        """The session to a peer ended and it cannot be dialled again: its leases are returned."""
+        now, now_ms = self._context.clock(), self._context.wall_ms()
+        for led in list(self.jobs.values()):
+            led.sent.pop(peer, None)
+            if peer in led.lead.workers:
+                self._apply(led, led.lead.handle(core.WorkerGone(peer), now, now_ms))
+
+    def _workers(self, led: LedJob) -> frozenset[bytes]:
+        keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
+        known = self._peers.workers_for(led.job.body)
+        return workers_of(known, keepers, led.job.body.quorum)
+
+    def _led(self, job: bytes) -> LedJob:
+        led = self.jobs.get(JobId(StatementId(job)))
+        if led is None:
+            raise RefusedError("this node does not lead the job", reason=Reason.UNKNOWN_JOB)
+        return led
+
+    # -- effects -------------------------------------------------------------------
+
+    def _apply(self, led: LedJob, effects: list[core.Effect], payload: tuple[Signed[Receipt], bytes] | None = None) -> core.Granted | None:
+        """Carry out what the core decided: records in one post, messages, and what follows on disk."""
+        granted: core.Granted | None = None
+        records: list[LogRecord] = []
+        decided: list[DecisionEntry] = []
+        for effect in effects:
+            match effect:
+                case core.Granted():
+                    granted = effect
+                case core.Record(statements):
+                    for statement in statements:
+                        records.append(LogRecord(RECORD_KINDS[statement.body.TYPE], statement.raw))
+                        if payload is not None and statement is payload[0]:
+                            records.append(LogRecord(kinds.PAYLOAD, payload[1]))
+                case core.Decided(entries):
+                    decided.extend(entries)
+                case core.Invite(workers):
+                    self._invite(led, workers)
+                case core.AssembleDerived(batches):
+                    self._tasks.spawn(self._assemble(led, batches), "derive")
+                case core.Over():
+                    self._tasks.spawn(self._finish(led), "finish")
+        if records:
+            cursors = led.file.post(records)
+            if payload is not None:
+                for record, cursor in zip(records, cursors, strict=True):
+                    if record.kind == kinds.PAYLOAD:
+                        led.payload_at[payload[0].body.payload] = cursor
+        if decided:
+            for watcher in list(led.watchers):
+                watcher(decided)
+        return granted
+
+    def _invite(self, led: LedJob, workers: Sequence[bytes]) -> None:
+        body = led.job.body
+        invite = JobInvite(led.id, body.runtime, body.limits.memory_bytes, body.expires_ms)
+        for worker in workers:
+            self._peers.notify(NodeKey(worker), "job.invite", invite)
+
+    async def _assemble(self, led: LedJob, batches: Sequence[int]) -> None:
+        """Build derived batches one after the other; each is leased as soon as it is stored."""
+        for number in batches:
+            content = await self.deriving.content(led, number)
+            keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
+            blob = await self._storing.keep_bytes(content, led.job.body.expires_ms, led.job.body.replicas, keepers)
+            event = core.DerivedReady(number, blob)
+            self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+
+    async def _finish(self, led: LedJob) -> None:
+        """Sign the end of the job, and wait until every keeper has it."""
+        ledger = led.ledger
+        root = root_of(ledger, range(ledger.layout.batches))
+        statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
+        settled = seal(statement, self._context.submitter, self._context.grid.id)
+        ledger.add(settled)
+        await led.file.append([LogRecord(kinds.SETTLED, settled.raw)])
+        try:
+            await asyncio.wait_for(self._pushing.complete(led.id), SETTLE_S)
+        except (TimeoutError, UnreachableError):
+            led.keepers_note = "not every keeper has confirmed the end of the job"
+        led.state = "failed" if ledger.failed else "done"
+        self._end(led)
+
+    def _end(self, led: LedJob) -> None:
+        led.ended.set()
+        self._index(led)
+        self._context.tell(led.state, f"job {short(led.id)} {led.state}")
+        for watcher in list(led.watchers):
+            watcher(())
+
+    def _index(self, led: LedJob) -> None:
+        body, ledger = led.job.body, led.ledger
+        row = JobRow(
+            id=led.id,
+            role="led",
+            name=body.name,
+            submitter=led.job.author,
+            created_ms=body.created_ms,
+            expires_ms=body.expires_ms,
+            state=led.state,
+            units=ledger.layout.units,
+            done=ledger.done,
+            failed=ledger.failed,
+        )
+        self._tasks.spawn(self._context.offload.run(self._context.index.put_job, row), "index")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now, now_ms = self._context.clock(), self._context.wall_ms()
+            for led in list(self.jobs.values()):
+                if led.ended.is_set():
+                    continue
+                self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
+                self._apply(led, led.lead.handle(core.Tick(), now, now_ms))
+                keepers = led.ledger.keepers
+                if keepers is not None and len(keepers.body.keepers) < 3:
+                    self._replace_keeper(led.id, None)

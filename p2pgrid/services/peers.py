@@ -1,0 +1,288 @@
+"""Who is there: sessions to other nodes, what they offer, and how they are found (docs/spec/finding.md).
+
+1. What is told by a live session counts; the DHT only says where to dial.
+2. A small grid (up to 256 nodes) is enumerated and, up to a bound, kept connected; beyond it, nodes are sampled.
+3. A peer is gone when its session ended and it cannot be dialled again at once.
+4. Calls to oneself take the same handlers without a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from p2pgrid.dht.records import RecordKind, SignedRecord
+from p2pgrid.dht.server import GridServer
+from p2pgrid.errors import MalformedError, P2PGridError, UnreachableError
+from p2pgrid.model.ids import NodeKey, dht_id_of_key, short
+from p2pgrid.model.job import Job
+from p2pgrid.model.node import NodeInfo
+from p2pgrid.model.reasons import Reason
+from p2pgrid.net.messages import Member
+from p2pgrid.net.pool import Pool
+from p2pgrid.net.rpc import Session
+from p2pgrid.services.context import Context
+from p2pgrid.services.tasks import Tasks
+from p2pgrid.wire.codec import decode, encode
+from p2pgrid.wire.messages import NodeStatus, StatusRequest
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+DISCOVER_S = 10.0
+NEIGHBOURS_MAX = 64
+"""Nodes that are kept connected without a job in common."""
+KNOWN_MAX = 1024
+ENUMERATE_MAX = 256
+RETRY_AFTER_S = 30.0
+REDIAL_S = 1.5
+NODE_TTL_S = 1800.0
+
+
+class Peer(NamedTuple):
+    """A line of ``peers``. ``status`` is None for a node that does not answer."""
+
+    key: NodeKey
+    info: NodeInfo
+    status: NodeStatus | None
+    rtt_s: float
+    path: str
+
+
+class SelfSession:
+    """Stands for the session when a node calls itself."""
+
+    def __init__(self, peer: NodeKey, member: Member) -> None:
+        self.peer = peer
+        self.member = member
+
+
+class Peers:
+    """The node's view of the others."""
+
+    def __init__(self, context: Context, pool: Pool, dht: GridServer, own_info: Callable[[], NodeInfo]) -> None:
+        self._context = context
+        self._pool = pool
+        self._dht = dht
+        self._own_info = own_info
+        self._tasks = Tasks("peers")
+        self._self = cast(Session, SelfSession(context.me, Member(context.member.roles, context.member.lineage)))
+        self._infos: dict[bytes, NodeInfo] = {}
+        self._failed_s: dict[bytes, float] = {}
+        self._gone: list[Callable[[NodeKey], None]] = []
+        self._came: list[Callable[[NodeKey], None]] = []
+        self.complete = True
+        pool.on_open(self._on_open)
+        pool.on_close(self._on_close)
+
+    async def start(self, *, discover: bool = True) -> None:
+        """Publish this node's record and begin to look for others."""
+        await self.publish()
+        if discover:
+            self._tasks.spawn(self._discover(), "discover")
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def publish(self) -> None:
+        """Put this node's addresses and offer into the DHT; it is repeated by itself."""
+        info = encode(self._own_info())
+        await self._dht.publish(RecordKind.NODE, dht_id_of_key(self._context.me), info, NODE_TTL_S)
+
+    def on_gone(self, callback: Callable[[NodeKey], None]) -> None:
+        """Call ``callback(peer)`` whenever a peer is gone."""
+        self._gone.append(callback)
+
+    def on_came(self, callback: Callable[[NodeKey], None]) -> None:
+        """Call ``callback(peer)`` whenever a session to a peer opened."""
+        self._came.append(callback)
+
+    # -- who is there ------------------------------------------------------------
+
+    def live(self) -> dict[bytes, Session]:
+        """Members with a live session."""
+        return {session.peer: session for session in self._pool.sessions() if session.peer != self._context.me}
+
+    def is_live(self, peer: bytes) -> bool:
+        return peer == self._context.me or peer in self.live()
+
+    def info(self, peer: bytes) -> NodeInfo:
+        """What a node says of itself, as far as it is known."""
+        return self._own_info() if peer == self._context.me else self._infos.get(peer, NodeInfo())
+
+    def member(self, peer: bytes) -> Member | None:
+        """The membership that a live peer proved."""
+        if peer == self._context.me:
+            return self._self.member
+        session = self.live().get(peer)
+        return session.member if session else None
+
+    def with_role(self, role: str) -> frozenset[bytes]:
+        """Live nodes, this one included, whose membership grants a role."""
+        found = {key for key, session in self.live().items() if role in session.member.roles}
+        return frozenset(found | ({self._context.me} if role in self._context.member.roles else set()))
+
+    def workers_for(self, job: Job) -> frozenset[bytes]:
+        """Live nodes whose offer matches a job."""
+        return frozenset(key for key in self.with_role("work") if _matches(self.info(key), job))
+
+    # -- talking -------------------------------------------------------------------
+
+    async def call(self, peer: NodeKey, method: str, request: msgspec.Struct, reply: type[R], *, timeout_s: float | None = None) -> R:
+        """Call a method at a peer, dialling it if needed. Raises what the call raises."""
+        if peer == self._context.me:
+            entry = self._context.methods.calls[method]
+            answer = entry.handler(self._self, request)
+            return cast(R, await answer if inspect.isawaitable(answer) else answer)
+        session = await self.session(peer)
+        return await session.call(method, request, reply, timeout_s=timeout_s)
+
+    def notify(self, peer: NodeKey, method: str, request: msgspec.Struct) -> None:
+        """Tell a peer something if it is there; nobody learns whether it arrived."""
+        if peer == self._context.me:
+            asyncio.get_running_loop().call_soon(self._notify_self, method, request)
+            return
+        session = self.live().get(peer)
+        if session is None:
+            return
+        try:
+            session.notify(method, request)
+        except P2PGridError:
+            return
+
+    def _notify_self(self, method: str, request: msgspec.Struct) -> None:
+        answer = self._context.methods.notices[method].handler(self._self, request)
+        if inspect.isawaitable(answer):
+            self._tasks.spawn(_await(answer), method)
+
+    async def session(self, peer: NodeKey) -> Session:
+        """A live session to a peer. Raises UnreachableError when no address is known or none answers."""
+        session = self.live().get(peer)
+        if session is not None:
+            return session
+        addresses = self._infos[peer].addresses if peer in self._infos else ()
+        if not addresses:
+            await self._look_up(peer)
+            addresses = self._infos[peer].addresses if peer in self._infos else ()
+        if not addresses:
+            raise UnreachableError(f"no address of node {short(peer)} is known", reason=Reason.DEAD)
+        return await self._pool.session(peer, addresses)
+
+    async def _look_up(self, peer: NodeKey) -> None:
+        for record in await self._dht.get(dht_id_of_key(peer), RecordKind.NODE):
+            self._learn(record)
+
+    # -- finding -------------------------------------------------------------------
+
+    def _learn(self, record: SignedRecord) -> None:
+        try:
+            info = decode(record.body.value, NodeInfo)
+        except MalformedError:
+            return
+        if record.author == self._context.me:
+            return
+        while len(self._infos) >= KNOWN_MAX and record.author not in self._infos:
+            self._infos.pop(next(iter(self._infos)))
+        self._infos[record.author] = info
+
+    async def refresh(self, timeout_s: float = 2.0) -> None:
+        """Look for nodes now and dial those without a session."""
+        records, self.complete = await self._dht.enumerate_nodes(ENUMERATE_MAX)
+        if not self.complete:
+            records += await self._dht.sample_nodes()
+        for record in records:
+            self._learn(record)
+        live = self.live()
+        now = self._context.clock()
+        missing = [
+            NodeKey(record.author)
+            for record in records
+            if record.author not in live and record.author != self._context.me and self._failed_s.get(record.author, 0.0) <= now
+        ]
+        dials = [self._dial(peer) for peer in dict.fromkeys(missing[: max(0, NEIGHBOURS_MAX - len(live))])]
+        if dials:
+            _, late = await asyncio.wait([asyncio.ensure_future(dial) for dial in dials], timeout=timeout_s)
+            for task in late:
+                task.cancel()
+
+    async def _dial(self, peer: NodeKey) -> None:
+        try:
+            await self._pool.session(peer, self._infos[peer].addresses)
+        except P2PGridError:
+            while len(self._failed_s) >= KNOWN_MAX:
+                self._failed_s.pop(next(iter(self._failed_s)))
+            self._failed_s[peer] = self._context.clock() + RETRY_AFTER_S
+
+    async def _discover(self) -> None:
+        while True:
+            try:
+                await self.refresh()
+            except P2PGridError as error:
+                self._context.tell(error.reason, f"looking for nodes: {error}")
+            jitter = 0.75 + self._context.rng.random() / 2
+            await asyncio.sleep(DISCOVER_S * jitter)
+
+    async def list(self, *, refresh: bool = True) -> list[Peer]:
+        """Every node that is known, this one first; live ones with their state."""
+        if refresh:
+            await self.refresh()
+        keys: Iterable[bytes] = dict.fromkeys([self._context.me, *sorted(set(self.live()) | set(self._infos))])
+        return list(await asyncio.gather(*(self._ask(NodeKey(key)) for key in keys)))
+
+    async def _ask(self, key: NodeKey) -> Peer:
+        session = self.live().get(key)
+        status: NodeStatus | None = None
+        if session is not None or key == self._context.me:
+            try:
+                status = await self.call(key, "node.status", StatusRequest(), NodeStatus, timeout_s=2.0)
+            except P2PGridError:
+                status = None
+        path = session.path() if session is not None else None
+        return Peer(key, self.info(key), status, path.rtt_s if path else 0.0, path.kind if path else "self" if status else "")
+
+    # -- coming and going ------------------------------------------------------------
+
+    def _on_open(self, session: Session) -> None:
+        if session.peer == self._context.me or session.hello is None:
+            return
+        self._failed_s.pop(session.peer, None)
+        try:
+            self._infos[session.peer] = decode(session.hello.info, NodeInfo)
+        except MalformedError:
+            self._infos.setdefault(session.peer, NodeInfo())
+        for came in self._came:
+            came(session.peer)
+
+    def _on_close(self, session: Session, reason: str) -> None:
+        if session.peer != self._context.me:
+            self._tasks.spawn(self._redial(session.peer, reason), "redial")
+
+    async def _redial(self, peer: NodeKey, reason: str) -> None:
+        """A session ended: one more try before the peer counts as gone."""
+        if self.is_live(peer):
+            return
+        addresses = self._infos[peer].addresses if peer in self._infos else ()
+        if addresses and reason not in (Reason.SHUTDOWN, Reason.DEAD):
+            try:
+                async with asyncio.timeout(REDIAL_S):
+                    await self._pool.session(peer, addresses)
+                return
+            except (P2PGridError, TimeoutError):
+                pass
+        self._failed_s[peer] = self._context.clock() + RETRY_AFTER_S
+        for gone in self._gone:
+            gone(peer)
+
+
+async def _await(answer: Any) -> None:
+    await answer
+
+
+def _matches(info: NodeInfo, job: Job) -> bool:
+    offer = info.offer
+    if job.runtime not in offer.runtimes or offer.cores < 1:
+        return False
+    return not job.limits.memory_bytes or job.limits.memory_bytes <= offer.memory_bytes

@@ -1,0 +1,99 @@
+"""Pushing a job's log to its keepers: in order, in pieces of at most a megabyte, one at a time to each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from p2pgrid.core.keeping import PushBook
+from p2pgrid.errors import P2PGridError
+from p2pgrid.model.ids import JobId, NodeKey
+from p2pgrid.services.context import Context
+from p2pgrid.services.joblog import JobFile
+from p2pgrid.services.peers import Peers
+from p2pgrid.services.tasks import Tasks
+from p2pgrid.wire.messages import DeltaRequest, Ok
+
+COALESCE_S = 0.05
+"""Records of this long travel together, unless somebody waits for the end."""
+FAILURES_MAX = 3
+PUSH_S = 10.0
+
+Replace = Callable[[JobId, bytes | None], None]
+
+
+@dataclass
+class _Pushed:
+    file: JobFile
+    replace: Replace
+    book: PushBook = field(default_factory=PushBook)
+    urgent: bool = False
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Pushing:
+    """One loop per job; a keeper that fails three times in a row is replaced."""
+
+    def __init__(self, context: Context, peers: Peers) -> None:
+        self._context = context
+        self._peers = peers
+        self._tasks = Tasks("pushing")
+        self._jobs: dict[JobId, _Pushed] = {}
+
+    def add(self, job: JobId, file: JobFile, keepers: tuple[bytes, ...], replace: Replace) -> None:
+        """Begin to push the log of a job."""
+        self._jobs[job] = _Pushed(file, replace)
+        self.set_keepers(job, keepers)
+        self._tasks.spawn(self._run(job), "run")
+
+    def set_keepers(self, job: JobId, keepers: tuple[bytes, ...]) -> None:
+        pushed = self._jobs[job]
+        for gone in set(pushed.book.keepers) - set(keepers):
+            pushed.book.remove(gone)
+        for keeper in keepers:
+            pushed.book.add(keeper)
+        pushed.moved.set()
+        pushed.file.changed.set()
+
+    async def complete(self, job: JobId) -> None:
+        """Wait until every keeper has everything posted so far."""
+        pushed = self._jobs[job]
+        pushed.urgent = True
+        pushed.file.changed.set()
+        await pushed.file.wait(pushed.file.end)
+        while not pushed.book.complete(pushed.file.end):
+            pushed.moved.clear()
+            await pushed.moved.wait()
+
+    async def _run(self, job: JobId) -> None:
+        pushed = self._jobs[job]
+        while True:
+            await pushed.file.changed.wait()
+            pushed.file.changed.clear()
+            if not pushed.urgent:
+                await asyncio.sleep(COALESCE_S)
+            for keeper, cursor in pushed.book.due(pushed.file.durable):
+                self._tasks.spawn(self._push(job, NodeKey(keeper), cursor), "push")
+
+    async def _push(self, job: JobId, keeper: NodeKey, cursor: int) -> None:
+        pushed = self._jobs[job]
+        try:
+            while cursor < pushed.file.durable and keeper in pushed.book.keepers:
+                records, behind = await self._context.offload.run(pushed.file.read, cursor)
+                await self._peers.call(keeper, "job.delta", DeltaRequest(job, tuple(records)), Ok, timeout_s=PUSH_S)
+                cursor = behind
+                pushed.book.keepers[keeper].acknowledged = cursor
+            pushed.book.on_acknowledged(keeper, cursor)
+        except (P2PGridError, KeyError) as error:
+            retryable = isinstance(error, P2PGridError) and error.retryable
+            if pushed.book.on_failed(keeper) >= FAILURES_MAX or not retryable or not self._peers.is_live(keeper):
+                pushed.replace(job, keeper)
+            else:
+                await asyncio.sleep(COALESCE_S * 4)
+        finally:
+            pushed.moved.set()
+            pushed.file.changed.set()
+
+    async def close(self) -> None:
+        await self._tasks.close()

@@ -1,0 +1,144 @@
+"""From a job's ledger back to values: which bytes were decided for which unit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+from blake3 import blake3
+
+from p2pgrid.core.ledger import Ledger, position_in
+from p2pgrid.errors import IntegrityError
+from p2pgrid.model.blob import blob_id_of
+from p2pgrid.model.ids import DIGEST_BYTES
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.work import RAISED, Receipt
+from p2pgrid.wire.codec import decode, encode
+from p2pgrid.wire.envelope import Signed
+from p2pgrid.wire.messages import Payload
+
+NIL = encode(None)
+NIL_DIGEST = blob_id_of(NIL)
+PAYLOAD_CACHE_BYTES = 64 << 20
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The value of a unit that raised, timed out or died; a map on the wire, as the worker process makes it."""
+
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+class UnitValue(NamedTuple):
+    """What one unit came to. ``raw`` is the encoded value; empty when it lies in the blob ``digest``."""
+
+    outcome: int
+    digest: bytes
+    raw: bytes
+    holders: tuple[bytes, ...]
+
+
+def digest_of(outcome: int, raw: bytes) -> bytes:
+    """What replicas must agree on: the encoded value; of a failure only type and message, not the traceback's paths."""
+    if outcome == RAISED:
+        failure = decode(raw, Failure)
+        return blob_id_of(encode((failure.type, failure.message)))
+    return blob_id_of(raw)
+
+
+def check_payload(receipt: Receipt, encoded: bytes) -> Payload:
+    """Decode the payload of a receipt and check every value in it. Raises IntegrityError or MalformedError."""
+    if blake3(encoded).digest() != receipt.payload:
+        raise IntegrityError("a payload does not match its receipt", reason=Reason.CORRUPT)
+    payload = decode(encoded, Payload)
+    if len(payload.values) != len(receipt.outcomes):
+        raise IntegrityError("a payload lacks values", reason=Reason.CORRUPT)
+    digests, offset = receipt.digests, 0
+    for outcome, value in zip(receipt.outcomes, payload.values, strict=True):
+        digest = digests[offset : offset + DIGEST_BYTES]
+        offset += DIGEST_BYTES
+        raw = bytes(value)
+        if blob_id_of(raw) != digest and raw != NIL and digest_of(outcome, raw) != digest:
+            raise IntegrityError("a result does not match its digest", reason=Reason.CORRUPT)
+    return payload
+
+
+class Payloads:
+    """Payloads by their digest, the latest in memory, bounded in bytes."""
+
+    def __init__(self, bytes_max: int = PAYLOAD_CACHE_BYTES) -> None:
+        self._known: OrderedDict[bytes, Payload] = OrderedDict()
+        self._sizes: dict[bytes, int] = {}
+        self._bytes = 0
+        self._bytes_max = bytes_max
+
+    def put(self, receipt: bytes, payload: Payload, size_bytes: int) -> None:
+        self._known[receipt] = payload
+        self._sizes[receipt] = size_bytes
+        self._bytes += size_bytes
+        while self._bytes > self._bytes_max and len(self._known) > 1:
+            oldest, _ = self._known.popitem(last=False)
+            self._bytes -= self._sizes.pop(oldest)
+
+    def get(self, receipt: bytes) -> Payload | None:
+        return self._known.get(receipt)
+
+
+class Span(NamedTuple):
+    """Consecutive units of a batch whose values lie in one receipt, from ``position`` on; ``receipt`` None: still open."""
+
+    batch: int
+    start: int
+    units: int
+    receipt: Signed[Receipt] | None
+    position: int
+
+
+def spans(ledger: Ledger, batch: int, start: int, units: int) -> Iterator[Span]:
+    """The decided units of a range as runs by receipt, without an object per unit."""
+    column = ledger.column(batch)
+    unit, stop = start, start + units
+    while unit < stop:
+        ordinal, first = column.receipt[unit], unit
+        known = ledger.receipt_list[ordinal] if column.state[unit] else None
+        position = position_in(known.body, batch, unit) if known else 0
+        unit += 1
+        while unit < stop and column.receipt[unit] == ordinal:
+            if known and _position_or_none(known.body, batch, unit) != position + unit - first:
+                break
+            unit += 1
+        yield Span(batch, first, unit - first, known, position)
+
+
+def _position_or_none(receipt: Receipt, batch: int, unit: int) -> int | None:
+    try:
+        return position_in(receipt, batch, unit)
+    except KeyError:
+        return None
+
+
+def values_of(span: Span, payload: Payload) -> list[UnitValue]:
+    """The values of a decided span."""
+    assert span.receipt is not None
+    body = span.receipt.body
+    found = []
+    for position in range(span.position, span.position + span.units):
+        digest = body.digests[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES]
+        raw = bytes(payload.values[position])
+        in_blob = raw == NIL and digest != NIL_DIGEST
+        found.append(UnitValue(body.outcomes[position], digest, b"" if in_blob else raw, (span.receipt.author, *body.holders)))
+    return found
+
+
+def root_of(ledger: Ledger, batches: Sequence[int]) -> bytes:
+    """BLAKE3 over the decided digests of some batches, in unit order."""
+    hasher = blake3()
+    for batch in batches:
+        for span in spans(ledger, batch, 0, ledger.layout.batch_units[batch]):
+            if span.receipt is not None:
+                digests = span.receipt.body.digests
+                hasher.update(digests[span.position * DIGEST_BYTES : (span.position + span.units) * DIGEST_BYTES])
+    return hasher.digest()

@@ -1,0 +1,50 @@
+"""An owner for background tasks: their errors are seen, and none outlives ``close``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from p2pgrid.errors import P2PGridError
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """Tasks that belong to one service."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any] | None:
+        """Run ``work``; an error that is no P2PGridError is a bug and is logged as one. None while closing."""
+        if self._closing:
+            work.close()
+            return None
+        task = asyncio.get_running_loop().create_task(work, name=f"{self._owner}:{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, P2PGridError):
+            log.info("%s: %s", task.get_name(), error)
+        elif error is not None:
+            log.error("bug in %s", task.get_name(), exc_info=error)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Cancel everything and wait, at most ``timeout_s``."""
+        self._closing = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)

@@ -1,0 +1,77 @@
+"""Where blocking work goes: hashing, the disk, SQLite. Threads in a node, inline in the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from p2pgrid.errors import TryAgainError
+from p2pgrid.model.reasons import Reason
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Offload(Protocol):
+    """Runs blocking functions away from the event loop."""
+
+    async def run(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result of ``fn``. Raises what it raises, and TryAgainError when too much is waiting or after close.
+
+        A cancelled call may still run to its end: what it made must not depend on somebody taking it.
+        """
+
+    async def close(self) -> bool:
+        """Stop. False if a function was still running after the bound."""
+
+
+class ThreadOffload:
+    """A few threads and a bounded queue. Belongs to one event loop."""
+
+    def __init__(self, threads: int = 4, *, pending_max: int = 256, close_s: float = 5.0) -> None:
+        """``pending_max``: calls waiting or running; ``close_s``: seconds that close() waits for running ones."""
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="p2pgrid-offload")
+        self._pending_max, self._close_s = pending_max, close_s
+        self._pending: set[Future[Any]] = set()
+        self._closing = False
+
+    async def run(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._closing:
+            raise TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
+        if len(self._pending) >= self._pending_max:
+            raise TryAgainError("too much work is waiting for the disk", reason=Reason.BUSY)
+        future = self._executor.submit(fn, *args, **kwargs)
+        # The set only counts; add and discard of one element are atomic, so the executor's threads may call it.
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return await asyncio.wrap_future(future)
+
+    async def close(self) -> bool:
+        self._closing = True
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def shut() -> None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(ended.set)
+
+        threading.Thread(target=shut, name="p2pgrid-offload-close", daemon=True).start()
+        try:
+            await asyncio.wait_for(ended.wait(), self._close_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+class InlineOffload:
+    """Runs everything inside the call, so that a simulation stays deterministic."""
+
+    async def run(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return fn(*args, **kwargs)
+
+    async def close(self) -> bool:
+        return True

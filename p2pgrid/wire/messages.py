@@ -1,0 +1,187 @@
+"""What nodes say to each other over a session: one struct a message (docs/spec/messages.md).
+
+Signed statements travel as raw envelopes (``bytes``), so that what is verified is what was sent.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base: positions are the schema, new fields are appended with a default."""
+
+
+class Ok(Message, frozen=True):
+    """Done; nothing to say."""
+
+
+# -- jobs: lead and worker ---------------------------------------------------
+
+
+class JobInvite(Message, frozen=True):
+    """``job.invite``, lead to worker, one-way: there is work for the next two seconds."""
+
+    job: bytes
+    runtime: str
+    memory_bytes: int
+    expires_ms: int
+
+
+class PullRequest(Message, frozen=True):
+    """``job.pull``, worker to lead."""
+
+    job: bytes
+    slots: int
+    want: int
+    need_job: bool
+    """The worker does not have the signed job yet."""
+    have: tuple[int, ...] = ()
+    """Batches it still holds."""
+
+
+class PullReply(Message, frozen=True):
+    """A lease with the batches it needs, or nothing now (empty ``grant``)."""
+
+    over: bool
+    grant: bytes = b""
+    job: bytes = b""
+    keepers: bytes = b""
+    batches: tuple[tuple[int, bytes], ...] = ()
+
+
+class Payload(Message, frozen=True):
+    """The results of a receipt's units, in order; nil (with another digest than nil's) where the result is a blob."""
+
+    values: list[msgspec.Raw]
+
+
+class Delivered(NamedTuple):
+    """A receipt's envelope and its encoded payload."""
+
+    receipt: bytes
+    payload: bytes
+
+
+class Delivery(Message, frozen=True):
+    """``job.deliver``, worker to lead or keeper. Answered when it is on disk."""
+
+    job: bytes
+    items: tuple[Delivered, ...]
+
+
+class DeliveryReply(Message, frozen=True):
+    """``refused`` has a reason code for each item that does not count, else an empty string."""
+
+    refused: tuple[str, ...]
+
+
+# -- jobs: lead and keeper -----------------------------------------------------
+
+
+class LogRecord(NamedTuple):
+    """A line of a job's log: kind (p2pgrid.model.log) and content."""
+
+    kind: int
+    data: bytes
+
+
+class DeltaRequest(Message, frozen=True):
+    """``job.delta``, lead to keeper: records of the log, the first ever beginning with the job. Answered when on disk."""
+
+    job: bytes
+    records: tuple[LogRecord, ...]
+
+
+class CancelRequest(Message, frozen=True):
+    """``job.cancel``, anybody to anybody who leads, keeps or works: the submitter's signed cancel."""
+
+    cancel: bytes
+
+
+class JobReadRequest(Message, frozen=True):
+    """``job.read``: the log of a job, from a cursor (0: the beginning)."""
+
+    job: bytes
+    cursor: int
+
+
+class JobReadReply(Message, frozen=True):
+    records: tuple[LogRecord, ...]
+    cursor: int
+    end: bool
+
+
+# -- blobs ---------------------------------------------------------------------
+
+
+class BlobRequest(Message, frozen=True):
+    """``blob.info``."""
+
+    blob: bytes
+
+
+class BlobInfo(Message, frozen=True):
+    """``root`` is the encoded list of chunks, empty for a blob of one chunk."""
+
+    size_bytes: int
+    root: bytes
+
+
+class BlobRead(Message, frozen=True):
+    """``blob.read``, a stream: chunks ``first .. first + count - 1`` follow, each with a 4-byte length."""
+
+    blob: bytes
+    first: int
+    count: int
+
+
+class BlobWrite(Message, frozen=True):
+    """``blob.write``, a stream: the framed root follows (empty for one chunk).
+
+    The receiver answers with BlobWant, then the wanted chunks follow.
+    """
+
+    blob: bytes
+    size_bytes: int
+    expires_ms: int
+    announce: bool
+    """Record the receiver as a holder in the DHT."""
+
+
+class BlobWant(Message, frozen=True):
+    """Answer within a blob.write stream: a reason to refuse, or the chunks still needed."""
+
+    refused: str
+    message: str
+    first: int
+    """The first chunk wanted; all from here are."""
+
+
+class BlobHeld(Message, frozen=True):
+    """Last word of a blob.write stream: the blob is verified and on disk."""
+
+    held: bool
+    reason: str = ""
+
+
+# -- nodes -----------------------------------------------------------------------
+
+
+class StatusRequest(Message, frozen=True):
+    """``node.status``."""
+
+
+class NodeStatus(Message, frozen=True):
+    """The live state of a node."""
+
+    free_cores: int
+    running: int
+    queued: int
+    done: int
+    storage_used_bytes: int
+    uptime_s: float
+    load: float
+    jobs_kept: int
