@@ -17,7 +17,7 @@ from p2pgrid import __version__
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import Contact
 from p2pgrid.dht.carrier import UdpCarrier
-from p2pgrid.dht.server import Bootstrap, GridServer
+from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtContext
 from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError
 from p2pgrid.model.ids import NodeKey

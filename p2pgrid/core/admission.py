@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import msgspec
 
+from p2pgrid.core.layout import FAN_IN_MAX
 from p2pgrid.errors import RefusedError
 from p2pgrid.model.job import RUNTIMES, Job
 from p2pgrid.model.limits import Limits
 from p2pgrid.model.membership import Member
 from p2pgrid.model.reasons import Reason
+
+QUORUM_MAX = 64
+ATTEMPTS_MAX = 64
+TIMEOUT_S_MAX = 31 * 86_400.0
+"""A month: also what keeps a time-out finite."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,11 +59,18 @@ def refuse_work(job: Job, submitter: Member | None, own_key: bytes, lead: bytes,
 
 def check_job(job: Job, limits: Limits) -> None:
     """Raise RefusedError when a job breaks a bound of the protocol."""
-    too_many = job.map_units > limits.job_units or any(batch.units > limits.batch_units for batch in job.manifest)
-    too_large = any(batch.size_bytes > limits.batch_bytes for batch in job.manifest)
-    empty = not job.manifest or any(batch.units < 1 for batch in job.manifest)
-    odd = not (1 <= job.quorum <= 64 and 1 <= job.attempts <= 64 and 2 <= job.derive.fan_in <= 1024 and job.limits.timeout_s > 0)
-    if too_many or too_large or empty or odd:
+    batches = job.manifest
+    too_many = job.map_units > limits.job_units or any(batch.units > limits.batch_units for batch in batches)
+    odd_batches = not batches or any(batch.units < 1 or not 0 <= batch.size_bytes <= limits.batch_bytes for batch in batches)
+    odd_terms = not (
+        1 <= job.quorum <= QUORUM_MAX
+        and 1 <= job.attempts <= ATTEMPTS_MAX
+        and 2 <= job.derive.fan_in <= FAN_IN_MAX
+        and 0 < job.limits.timeout_s <= TIMEOUT_S_MAX
+        and job.limits.memory_bytes >= 0
+        and job.limits.result_bytes >= 0
+    )
+    if too_many or odd_batches or odd_terms:
         raise RefusedError("the job is outside the protocol's limits", reason=Reason.MALFORMED)
 
 

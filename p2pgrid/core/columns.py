@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from p2pgrid.errors import MalformedError
 from p2pgrid.model.ids import DIGEST_BYTES
@@ -43,11 +44,22 @@ class Column:
         """What was said about a unit so far: ``ordinal << POSITION_BITS | position`` of each word."""
         return self.words[unit] if self.words is not None else ()
 
-    def add_word(self, unit: int, ordinal: int, position: int) -> None:
-        """Note that receipt ``ordinal`` speaks of a unit at ``position``."""
+    def add_words(self, start: int, count: int, ordinal: int, position: int) -> None:
+        """Note that receipt ``ordinal`` speaks of ``count`` units from ``start``, from ``position`` of its columns on."""
         if self.words is None:
             self.words = [()] * len(self.state)
-        self.words[unit] = (*self.words[unit], ordinal << POSITION_BITS | position)
+        word = ordinal << POSITION_BITS | position
+        self.words[start : start + count] = [(*said, word + step) for step, said in enumerate(self.words[start : start + count])]
+
+    def lockstep_runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Cut a run of units where the receipts that speak of them change, or do not go on with the next unit."""
+        words, low = self.words, start
+        if words is not None:
+            for unit in range(start + 1, stop):
+                if words[unit] != tuple([word + 1 for word in words[unit - 1]]):
+                    yield low, unit
+                    low = unit
+        yield low, stop
 
     def forget_words(self, start: int, stop: int) -> None:
         """The units are decided: single words on them are no longer needed."""
@@ -104,6 +116,11 @@ def digest_at(receipt: Receipt, position: int) -> bytes:
     return receipt.digests[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES]
 
 
+def digests_from(receipt: Receipt, position: int, units: int) -> bytes:
+    """The digests of ``units`` units from a position of a receipt's columns, joined."""
+    return receipt.digests[position * DIGEST_BYTES : (position + units) * DIGEST_BYTES]
+
+
 def within(inner: UnitRange, outer: UnitRange) -> bool:
     """Whether a range lies inside another one of the same batch and attempt."""
     return (
@@ -117,9 +134,9 @@ def within(inner: UnitRange, outer: UnitRange) -> bool:
 
 def check_apart(ranges: Iterable[UnitRange]) -> None:
     """Raise MalformedError unless there is at least one range, and no unit is in two of them."""
-    ordered = sorted((unit_range[:3] for unit_range in ranges))
+    ordered = sorted(unit_range[:3] for unit_range in ranges)
     if not 1 <= len(ordered) <= RANGES_MAX:
         raise MalformedError("a statement speaks of no unit, or of too many ranges", reason=Reason.MALFORMED)
-    for (batch, start, count), (next_batch, next_start, _) in zip(ordered, ordered[1:], strict=False):
+    for (batch, start, count), (next_batch, next_start, _) in pairwise(ordered):
         if batch == next_batch and start + count > next_start:
             raise MalformedError("a statement speaks of a unit twice", reason=Reason.MALFORMED)

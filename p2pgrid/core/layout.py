@@ -5,14 +5,19 @@
    ``fan_in`` consecutive results of the level below. A level with a single result is not reduced again.
 3. With ``finish``, one last unit takes all results of the last level.
 4. A derived batch has exactly one unit: its input is only known when the results below it are decided.
+5. A job whose layout would not end, or not fit into memory, has none.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from p2pgrid.errors import MalformedError
 from p2pgrid.model.job import Job
+from p2pgrid.model.limits import DEFAULT_LIMITS
+from p2pgrid.model.reasons import Reason
 
+FAN_IN_MAX = 1024
 MAP, REDUCE, FINISH = "map", "reduce", "finish"
 
 
@@ -31,6 +36,11 @@ class Layout:
     __slots__ = ("_levels", "_starts", "batch_units", "job")
 
     def __init__(self, job: Job) -> None:
+        """Raises MalformedError for a job that breaks rule 5."""
+        if not all(1 <= batch.units <= DEFAULT_LIMITS.job_units for batch in job.manifest) or job.map_units > DEFAULT_LIMITS.job_units:
+            raise MalformedError("a job has an empty batch, or too many units", reason=Reason.MALFORMED)
+        if not 2 <= job.derive.fan_in <= FAN_IN_MAX:
+            raise MalformedError("a job folds too few or too many results at once", reason=Reason.MALFORMED)
         self.job = job
         self._levels = _levels(job)
         self.batch_units = [batch.units for batch in job.manifest]

@@ -43,6 +43,7 @@ from p2pgrid.core.lead_events import (
 )
 from p2pgrid.core.leases import Lease, LeaseBook
 from p2pgrid.core.ledger import Ledger
+from p2pgrid.core.pace import Pace, WorkerState
 from p2pgrid.core.quorum import misses
 from p2pgrid.core.verdicts import join_entries
 from p2pgrid.model.work import ANSWERS, Decision, DecisionEntry, Grant, Receipt, UnitRange
@@ -89,35 +90,6 @@ SLOW_LEASE_FACTOR = 3.0
 
 
 @dataclass(slots=True)
-class _Worker:
-    slots: int
-    group: bytes
-    pulled_at: float
-    hungry: bool = False
-    """It pulled and got nothing: it waits for the next invitation."""
-    hungry_since: float | None = None
-    """When it first got nothing although something was pending."""
-    proven: bool = False
-
-
-@dataclass(slots=True)
-class _Pace:
-    """How long units of this job take: mean and longest so far, in seconds of CPU; the slowest lease, in seconds."""
-
-    units: int = 0
-    cpu_s: float = 0.0
-    longest_s: float = 0.0
-    lease_s: float = 0.0
-
-    def note(self, receipt: Receipt, timeout_s: float) -> None:
-        units = len(receipt.outcomes)
-        cpu_s = min(max(0.0, receipt.cpu_us / 1e6), units * timeout_s)
-        self.units += units
-        self.cpu_s += cpu_s
-        self.longest_s = max(self.longest_s, cpu_s / units)
-
-
-@dataclass(slots=True)
 class Lead:
     """``handle`` events one at a time; ``now`` is monotonic seconds, ``now_ms`` Unix milliseconds."""
 
@@ -126,11 +98,11 @@ class Lead:
     rng: random.Random
     epoch: int = 0
     known: frozenset[bytes] = frozenset()
-    workers: dict[bytes, _Worker] = field(default_factory=dict)
+    workers: dict[bytes, WorkerState] = field(default_factory=dict)
     over: bool = False
     stopped: bool = False
     derived: dict[int, bytes] = field(default_factory=dict)
-    pace: _Pace = field(default_factory=_Pace)
+    pace: Pace = field(default_factory=Pace)
     disputed: int = 0
     book: LeaseBook = field(init=False)
     _level: int = 0
@@ -198,7 +170,7 @@ class Lead:
         if worker is None:
             if ended or len(self.workers) >= WORKERS_MAX:
                 return [Granted(pull.worker, None, ended)]
-            worker = self.workers[pull.worker] = _Worker(slots, group, now)
+            worker = self.workers[pull.worker] = WorkerState(slots, group, now)
         worker.slots, worker.group, worker.pulled_at = slots, group, now
         ranges = () if ended else self._ranges_for(pull, worker, now)
         worker.hungry = not ranges
@@ -225,7 +197,7 @@ class Lead:
         self.book.lease(Lease(grant.id, pull.worker, ranges, now + lease_s, units, group, now))
         return [Granted(pull.worker, grant, False), Record((grant,))]
 
-    def _ranges_for(self, pull: Pulled, worker: _Worker, now: float) -> tuple[UnitRange, ...]:
+    def _ranges_for(self, pull: Pulled, worker: WorkerState, now: float) -> tuple[UnitRange, ...]:
         slots = sum(other.slots for other in self.workers.values())
         share = -(-self.book.pending // (2 * slots)) * worker.slots
         owed_max = UNITS_OWED_MAX if worker.proven else max(UNPROVEN_UNITS, 4 * worker.slots)
@@ -240,7 +212,7 @@ class Lead:
             taken = self._take_again(worker, want, now)
         return tuple(taken)
 
-    def _take_again(self, worker: _Worker, want: int, now: float) -> list[UnitRange]:
+    def _take_again(self, worker: WorkerState, want: int, now: float) -> list[UnitRange]:
         """Units that this worker's party had and did not answer, if nobody else is there or wants them."""
         party, present = worker.group, self._present()
         patient = worker.hungry_since is not None and now - worker.hungry_since >= AGAIN_AFTER_S
@@ -293,8 +265,8 @@ class Lead:
         effects: list[Effect] = [Record((receipt,))]
         if entries:
             effects += self._decide(tuple(entries), tuple(cited))
-        for batch, unit, missing in short:
-            self.book.want(batch, unit, 1, missing)
+        for batch, start, units, missing in short:
+            self.book.want(batch, start, units, missing)
         if any(outcome not in ANSWERS for outcome in set(receipt.body.outcomes)):
             effects += self._on_missed(receipt)
         if self.book.pending > pending:
@@ -327,13 +299,13 @@ class Lead:
         """Lease again, or give up, what a receipt reports as no answer."""
         body = receipt.body
         present = self._present()
-        given_up: list[DecisionEntry] = []
+        given_up: list[tuple[DecisionEntry, bytes]] = []
         for batch, unit, position in positions(body):
             outcome = body.outcomes[position]
             if outcome in ANSWERS or self.ledger.state(batch, unit) != OPEN:
                 continue
             if self._hopeless(batch, unit, present):
-                given_up.append(DecisionEntry(batch, unit, 1, outcome, digest_at(body, position), (0,)))
+                given_up.append((DecisionEntry(batch, unit, 1, outcome, b"", (0,)), digest_at(body, position)))
             else:
                 self._reconcile(batch, unit, 1)
         return self._decide(tuple(join_entries(given_up)), (receipt.id,)) if given_up else []

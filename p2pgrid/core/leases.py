@@ -24,6 +24,7 @@ RANGES_MAX = 64
 AGAIN_SCAN_UNITS = 4096
 """Units looked at in one search for what a party may have a second time; the next search goes on behind them."""
 
+_ZERO_RUN = re.compile(rb"\x00+")
 _PENDING_RUN = re.compile(rb"[^\x00]+")
 
 Again = Callable[[int, int, frozenset[bytes]], bool]
@@ -89,16 +90,28 @@ class LeaseBook:
         if shelf is None:
             return
         stop = start + count
-        if shelf.out.count(0, start, stop) == count and shelf.had[start:stop].count(()) == count:
-            waiting = count - shelf.pending.count(0, start, stop)
-            value = min(255, wanted)
-            self.pending += value * count - sum(shelf.pending[start:stop])
-            shelf.pending[start:stop] = bytes([value]) * count
-            shelf.waiting += (count if value else 0) - waiting
+        out, pending, had = shelf.out[start], shelf.pending[start], shelf.had[start]
+        alike = count == 1 or shelf.out.count(out, start, stop) == shelf.pending.count(pending, start, stop) == count
+        value = min(255, max(0, wanted - out))
+        if alike and value == pending:
+            return
+        if alike and shelf.had[start:stop].count(had) == count:
+            self._set_run(shelf, start, stop, value)
         else:
             for unit in range(start, stop):
                 self._set(shelf, unit, min(255, max(0, wanted - shelf.out[unit])))
         self._note_waiting(batch, shelf)
+
+    def _set_run(self, shelf: _Shelf, start: int, stop: int, value: int) -> None:
+        """Set what is pending of units that are alike: the same pending, the same history."""
+        old, count = shelf.pending[start], stop - start
+        shelf.pending[start:stop] = bytes([value]) * count
+        self.pending += (value - old) * count
+        if bool(old) != bool(value):
+            step = count if value else -count
+            shelf.waiting += step
+            for party in shelf.had[start]:
+                self._block(shelf, party, step)
 
     def _set(self, shelf: _Shelf, unit: int, value: int) -> None:
         old = shelf.pending[unit]
@@ -227,15 +240,13 @@ class LeaseBook:
         """Move one pending of each of these units to what is owed by a party."""
         stop = start + count
         attempt = max(shelf.tries[start:stop])
-        pending = shelf.pending[start]
-        if shelf.pending.count(pending, start, stop) == count and shelf.had[start:stop].count(()) == count:
-            shelf.pending[start:stop] = bytes([pending - 1]) * count
-            self.pending -= count
-            shelf.had[start:stop] = [(party,)] * count
+        pending, had = shelf.pending[start], shelf.had[start]
+        alike = shelf.pending.count(pending, start, stop) == count and shelf.had[start:stop].count(had) == count
+        if alike and party not in had:
+            self._set_run(shelf, start, stop, pending - 1)
+            shelf.had[start:stop] = [(*had, party)] * count
             if pending > 1:
                 self._block(shelf, party, count)
-            else:
-                shelf.waiting -= count
         else:
             for unit in range(start, stop):
                 self._set(shelf, unit, shelf.pending[unit] - 1)
@@ -287,8 +298,8 @@ class LeaseBook:
             if lease.answered is None:
                 runs.append((batch, start, count))
             else:
-                for run in re.finditer(rb"\x00+", bytes(lease.answered[base : base + count])):
-                    runs.append((batch, start + run.start(), run.end() - run.start()))
+                found = _ZERO_RUN.finditer(bytes(lease.answered[base : base + count]))
+                runs.extend((batch, start + run.start(), run.end() - run.start()) for run in found)
             base += count
         return runs
 

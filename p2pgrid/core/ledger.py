@@ -17,10 +17,10 @@ only while a quorum above one is open.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from blake3 import blake3
-
+from p2pgrid.core.checks import check_entry, check_range, check_receipt
 from p2pgrid.core.columns import (
     DONE,
     FAILED,
@@ -32,18 +32,17 @@ from p2pgrid.core.columns import (
     check_apart,
     columns_of,
     digest_at,
+    digests_from,
     position_in,
     positions,
-    within,
 )
 from p2pgrid.core.layout import Layout
 from p2pgrid.core.quorum import Answer, judge
-from p2pgrid.core.verdicts import join_entries, sole_verdict
-from p2pgrid.errors import IntegrityError, MalformedError, RefusedError
-from p2pgrid.model.ids import DIGEST_BYTES
+from p2pgrid.core.verdicts import Short, compared, join_entries, sole_verdict
+from p2pgrid.errors import MalformedError, RefusedError
 from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import ANSWERS, NO_INPUT, OK, Decision, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.model.work import ANSWERS, OK, Decision, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.wire.envelope import Signed
 
 __all__ = [
@@ -61,7 +60,6 @@ __all__ = [
 WORDS_PER_UNIT_MAX = 8
 """How often the units of one grant may be answered in receipts that others vouch for: a worker that says many
 things about one unit is a liar, and fills no ledger with it."""
-HOLDERS_MAX = 64
 
 Rank = tuple[bool, int, bytes, bytes]
 """(given up, epoch, author, digest) of a decision on a unit: the smallest stands."""
@@ -201,7 +199,7 @@ class Ledger:
         self._of_this_job(grant.body.job)
         self._by_a_lead(grant.author)
         for unit_range in grant.body.ranges:
-            self._check_range(unit_range)
+            check_range(unit_range, self.layout.batch_units)
         check_apart(grant.body.ranges)
         self.grants[grant.id] = grant
         return True
@@ -227,34 +225,30 @@ class Ledger:
     def _check_receipt(self, receipt: Signed[Receipt], words_per_unit: int) -> None:
         body = receipt.body
         self._of_this_job(body.job)
-        grant = self.grants.get(body.grant)
-        if grant is None or grant.body.worker != receipt.author:
-            raise RefusedError("the receipt names no lease of its author", reason=Reason.NOT_GRANTED)
-        if body.ranges != grant.body.ranges:
-            check_apart(body.ranges)
-            leased = frozenset(grant.body.ranges)
-            for unit_range in body.ranges:
-                if unit_range not in leased and not any(within(unit_range, outer) for outer in grant.body.ranges):
-                    raise RefusedError("the receipt speaks of units that were not leased", reason=Reason.NOT_GRANTED)
-        total = sum(unit_range.units for unit_range in body.ranges)
-        if len(body.outcomes) != total or len(body.digests) != total * DIGEST_BYTES:
-            raise MalformedError("the columns of a receipt differ in length", reason=Reason.MALFORMED)
-        if max(body.outcomes) > NO_INPUT or len(body.holders) > HOLDERS_MAX or not all(0 <= file.unit < total for file in body.files):
-            raise MalformedError("a receipt speaks of an outcome or a unit that does not exist", reason=Reason.MALFORMED)
-        granted = sum(unit_range.units for unit_range in grant.body.ranges)
-        if self._said.get(body.grant, 0) + total > granted * words_per_unit:
+        granted = check_receipt(receipt, self.grants.get(body.grant))
+        if self._said.get(body.grant, 0) + len(body.outcomes) > granted * words_per_unit:
             raise RefusedError("these units were answered before", reason=Reason.NOT_GRANTED)
 
     def _note_words(self, body: Receipt, ordinal: int) -> None:
-        compared = self.job.body.quorum > 1
-        for batch, unit, position in positions(body):
-            if not compared and body.outcomes[position] in ANSWERS:
-                continue
+        base = 0
+        for batch, start, count, _ in body.ranges:
             column = self.column(batch)
-            if column.state[unit] == OPEN or (batch, unit) in self._given_up:
-                column.add_word(unit, ordinal, position)
-            elif compared and body.outcomes[position] in ANSWERS and not self._agrees(column, batch, unit, body, position):
-                self.doubted.add((batch, unit))
+            if self.job.body.quorum > 1 and column.state.count(OPEN, start, start + count) == count:
+                column.add_words(start, count, ordinal, base)
+            else:
+                for unit in range(start, start + count):
+                    self._note_word(column, batch, unit, body, ordinal, base + unit - start)
+            base += count
+
+    def _note_word(self, column: Column, batch: int, unit: int, body: Receipt, ordinal: int, position: int) -> None:
+        answered = body.outcomes[position] in ANSWERS
+        compared_here = self.job.body.quorum > 1
+        if answered and not compared_here:
+            return
+        if column.state[unit] == OPEN or (batch, unit) in self._given_up:
+            column.add_words(unit, 1, ordinal, position)
+        elif answered and not self._agrees(column, batch, unit, body, position):
+            self.doubted.add((batch, unit))
 
     def _agrees(self, column: Column, batch: int, unit: int, body: Receipt, position: int) -> bool:
         """Whether a word on a decided unit is the decided one."""
@@ -277,28 +271,12 @@ class Ledger:
             raise MalformedError("a decision decides nothing", reason=Reason.MALFORMED)
         receipts = [self.receipt_list[ordinal] for ordinal in cited if ordinal is not None]
         for entry in decision.body.entries:
-            self._check_entry(entry, receipts)
+            check_range(UnitRange(entry.batch, entry.start, entry.units), self.layout.batch_units)
+            check_entry(entry, receipts, self.grants, self.job.body.quorum)
         self.decisions[decision.id] = decision
         for entry in decision.body.entries:
             self._apply(entry, decision, receipts)
         return True
-
-    def _check_entry(self, entry: DecisionEntry, receipts: list[Signed[Receipt]]) -> None:
-        self._check_range(UnitRange(entry.batch, entry.start, entry.units))
-        named = (*entry.cited, *entry.dissent)
-        if not entry.cited or min(named) < 0 or max(named) >= len(receipts) or not 0 <= entry.outcome <= NO_INPUT:
-            raise IntegrityError("a decision cites nothing", reason=Reason.MALFORMED)
-        agree = [receipts[ordinal] for ordinal in entry.cited]
-        for receipt in agree:
-            outcomes, digests = columns_of(receipt.body, entry)
-            if outcomes != bytes([entry.outcome]) * entry.units or blake3(digests).digest() != entry.root:
-                raise IntegrityError("the receipts do not bear a decision out", reason=Reason.NOT_GRANTED)
-        if entry.outcome not in ANSWERS:
-            return
-        groups = {self.grants[receipt.body.grant].body.group for receipt in agree}
-        distinct = min(len({receipt.author for receipt in agree}), len(groups))
-        if distinct < self.job.body.quorum + len(entry.dissent):
-            raise IntegrityError("too few workers agree for a decision", reason=Reason.NOT_GRANTED)
 
     # -- decisions taken over ------------------------------------------------
 
@@ -311,22 +289,23 @@ class Ledger:
         stop = entry.start + entry.units
         if column.state.count(OPEN, entry.start, stop) != entry.units:
             for unit in range(entry.start, stop):
-                self._apply_one(entry, decision, ordinal, unit)
+                self._apply_one(entry, decision, receipts, unit)
             return
         state = DONE if entry.outcome == OK else FAILED
         column.state[entry.start : stop] = bytes([state]) * entry.units
         column.receipt[entry.start : stop] = array("I", [ordinal]) * entry.units
         self._count(entry.batch, state, entry.units)
-        self._settle_words(column, entry, entry.start, stop)
+        self._settle_words(column, entry, receipts, entry.start, stop)
 
-    def _apply_one(self, entry: DecisionEntry, decision: Signed[Decision], ordinal: int, unit: int) -> None:
+    def _apply_one(self, entry: DecisionEntry, decision: Signed[Decision], receipts: list[Signed[Receipt]], unit: int) -> None:
         column = self.column(entry.batch)
+        ordinal = self.receipts[receipts[entry.cited[0]].id]
         state = DONE if entry.outcome == OK else FAILED
         key = (entry.batch, unit)
         if column.state[unit] == OPEN:
             column.state[unit], column.receipt[unit] = state, ordinal
             self._count(entry.batch, state, 1)
-            self._settle_words(column, entry, unit, unit + 1)
+            self._settle_words(column, entry, receipts, unit, unit + 1)
             return
         old = self.find(entry.batch, unit)
         body = self.receipt_list[ordinal].body
@@ -343,10 +322,10 @@ class Ledger:
             self._count(entry.batch, column.state[unit], -1)
             column.state[unit], column.receipt[unit] = state, ordinal
             self._count(entry.batch, state, 1)
-            self._settle_words(column, entry, unit, unit + 1)
+            self._settle_words(column, entry, receipts, unit, unit + 1)
         self._standing[key] = min(rank, standing)
 
-    def _settle_words(self, column: Column, entry: DecisionEntry, start: int, stop: int) -> None:
+    def _settle_words(self, column: Column, entry: DecisionEntry, receipts: list[Signed[Receipt]], start: int, stop: int) -> None:
         """Units got their answer: note where words differ, then forget them. A unit given up may still be answered."""
         if entry.outcome not in ANSWERS:
             self._given_up.update((entry.batch, unit) for unit in range(start, stop))
@@ -355,24 +334,27 @@ class Ledger:
             self._given_up.difference_update((entry.batch, unit) for unit in range(start, stop))
         if column.words is None:
             return
+        cited = {self.receipts[receipts[ordinal].id] for ordinal in entry.cited}
         for unit in range(start, stop):
             for word in column.words[unit]:
-                body, position = self.receipt_list[word >> POSITION_BITS].body, word & POSITION_MASK
-                if body.outcomes[position] in ANSWERS and not self._agrees(column, entry.batch, unit, body, position):
-                    self.doubted.add((entry.batch, unit))
+                ordinal, position = word >> POSITION_BITS, word & POSITION_MASK
+                if ordinal not in cited:
+                    body = self.receipt_list[ordinal].body
+                    if body.outcomes[position] in ANSWERS and not self._agrees(column, entry.batch, unit, body, position):
+                        self.doubted.add((entry.batch, unit))
         column.forget_words(start, stop)
 
     def _rank_of(self, column: Column, key: tuple[int, int], old: Found, newest: Signed[Decision]) -> Rank:
         """The smallest rank of all earlier decisions on a unit, which agree with one another."""
+        batch, unit = key
+        given_up = old.outcome not in ANSWERS
         ranks: list[Rank] = []
         for known in column.decisions:
             decision = self.decisions[known]
-            if decision is newest:
-                continue
-            for entry in decision.body.entries:
-                if entry.batch == key[0] and entry.start <= key[1] < entry.start + entry.units:
-                    ranks.append((old.outcome not in ANSWERS, decision.body.epoch, decision.author, old.digest))
-        return min(ranks, default=(old.outcome not in ANSWERS, newest.body.epoch, newest.author, old.digest))
+            covers = any(entry.batch == batch and entry.start <= unit < entry.start + entry.units for entry in decision.body.entries)
+            if covers and decision is not newest:
+                ranks.append((given_up, decision.body.epoch, decision.author, old.digest))
+        return min(ranks, default=(given_up, newest.body.epoch, newest.author, old.digest))
 
     def _count(self, batch: int, state: int, units: int) -> None:
         if state == DONE:
@@ -391,27 +373,40 @@ class Ledger:
         verdict = judge(self.answers(batch, unit), self.job.body.quorum)
         return verdict.missing if verdict is not None else self.job.body.quorum
 
-    def verdicts(self, ordinal: int) -> tuple[list[DecisionEntry], list[bytes], list[tuple[int, int, int]]]:
-        """What a new receipt decides: entries, the receipt ids they cite, and (batch, unit, missing) still short."""
+    def verdicts(self, ordinal: int) -> tuple[list[DecisionEntry], list[bytes], list[Short]]:
+        """What a new receipt decides: entries, the receipt ids they cite, and the runs of units still short."""
         receipt = self.receipt_list[ordinal]
         if self.job.body.quorum == 1:
             return sole_verdict(receipt.body, self.column), [receipt.id], []
-        cited: dict[int, int] = {}
-        entries: list[DecisionEntry] = []
-        short: list[tuple[int, int, int]] = []
-        for batch, unit, _ in positions(receipt.body):
-            if self.column(batch).state[unit] != OPEN:
-                continue
-            verdict = judge(self.answers(batch, unit), self.job.body.quorum)
-            if verdict is None:
-                continue
-            if verdict.missing:
-                short.append((batch, unit, verdict.missing))
-                continue
-            agree = tuple(cited.setdefault(answer.receipt, len(cited)) for answer in verdict.agree)
-            dissent = tuple(cited.setdefault(answer.receipt, len(cited)) for answer in verdict.dissent)
-            entries.append(DecisionEntry(batch, unit, 1, verdict.outcome, verdict.digest, agree, dissent))
-        return join_entries(entries), [self.receipt_list[known].id for known in cited], short
+        found, cited, short = compared(self._runs_alike(receipt.body), self.answers, self.job.body.quorum)
+        parts: list[tuple[DecisionEntry, bytes]] = []
+        for entry, answer in found:
+            body = self.receipt_list[answer.receipt].body
+            parts.append((entry, digests_from(body, position_in(body, entry.batch, entry.start), entry.units)))
+        return join_entries(parts), [self.receipt_list[known].id for known in cited], short
+
+    def _runs_alike(self, body: Receipt) -> Iterator[tuple[int, int, int]]:
+        """(batch, start, units) of the open units of a receipt, in runs about which the same receipts say the same."""
+        for batch, start, count, _ in body.ranges:
+            column = self.column(batch)
+            for first, units in column.open_runs(start, start + count):
+                for low, high in column.lockstep_runs(first, first + units):
+                    if high - low > 1 and not self._said_alike(column.words_of(low), high - low):
+                        yield from ((batch, unit, 1) for unit in range(low, high))
+                    else:
+                        yield batch, low, high - low
+
+    def _said_alike(self, words: tuple[int, ...], units: int) -> bool:
+        """Whether all words agree on each of ``units`` units from these words on, with one outcome."""
+        first: tuple[bytes, bytes] | None = None
+        for word in words:
+            body, position = self.receipt_list[word >> POSITION_BITS].body, word & POSITION_MASK
+            outcomes = body.outcomes[position : position + units]
+            said = (outcomes, digests_from(body, position, units))
+            if (first is not None and said != first) or outcomes.count(outcomes[0]) != units:
+                return False
+            first = said
+        return True
 
     # -- rules ---------------------------------------------------------------
 
@@ -451,12 +446,6 @@ class Ledger:
             return False
         self.settled = settled
         return True
-
-    def _check_range(self, unit_range: UnitRange) -> None:
-        units = self.layout.batch_units
-        batch, start, count, _ = unit_range
-        if not (0 <= batch < len(units) and 0 <= start and 1 <= count and start + count <= units[batch]):
-            raise MalformedError("a range outside its batch", reason=Reason.MALFORMED)
 
     def check(self) -> None:
         """Assert the invariants that hold between any two events (S1, S4, S9)."""

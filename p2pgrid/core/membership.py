@@ -23,7 +23,7 @@ CHAIN_LINKS_MAX = 3
 
 
 def verify_chain(chain: Sequence[bytes], node: NodeKey, grid: Grid, now_ms: int) -> Member:
-    """What the chain says about ``node``. Raises IntegrityError with a reason when a rule is broken."""
+    """What the chain says about ``node``. Raises IntegrityError with a reason when a rule is broken, MalformedError for noise."""
     if not 2 <= len(chain) <= CHAIN_LINKS_MAX:
         raise IntegrityError("a membership needs two or three links", reason=Reason.NOT_MEMBER)
     signer = grid.root

@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from blake3 import blake3
 
-from p2pgrid.core.columns import OPEN, Column
+from p2pgrid.core.columns import Column
+from p2pgrid.core.quorum import Answer, judge
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.work import ANSWERS, DecisionEntry, Receipt
 
@@ -44,17 +46,50 @@ def _runs_alike(body: Receipt, batch: int, unit: int, position: int, count: int)
     return entries
 
 
-def join_entries(entries: list[DecisionEntry]) -> list[DecisionEntry]:
-    """Merge neighbours. Each entry comes with one unit, and that unit's digest as its ``root``."""
+class Short(NamedTuple):
+    """A run of units that need ``missing`` more equal answers each."""
+
+    batch: int
+    start: int
+    units: int
+    missing: int
+
+
+def compared(
+    runs: Iterable[tuple[int, int, int]], answers: Callable[[int, int], list[Answer]], quorum: int
+) -> tuple[list[tuple[DecisionEntry, Answer]], list[int], list[Short]]:
+    """What answers decide together, for runs (batch, start, units) of units about which the same was said.
+
+    Returns entries, each with an answer that tells where its digests are, the ordinals of the receipts they
+    cite, and the runs still short.
+    """
+    cited: dict[int, int] = {}
+    entries: list[tuple[DecisionEntry, Answer]] = []
+    short: list[Short] = []
+    for batch, start, units in runs:
+        verdict = judge(answers(batch, start), quorum)
+        if verdict is None:
+            continue
+        if verdict.missing:
+            short.append(Short(batch, start, units, verdict.missing))
+            continue
+        agree = tuple([cited.setdefault(answer.receipt, len(cited)) for answer in verdict.agree])
+        dissent = tuple([cited.setdefault(answer.receipt, len(cited)) for answer in verdict.dissent])
+        entries.append((DecisionEntry(batch, start, units, verdict.outcome, b"", agree, dissent), verdict.agree[0]))
+    return entries, list(cited), short
+
+
+def join_entries(parts: Iterable[tuple[DecisionEntry, bytes]]) -> list[DecisionEntry]:
+    """Merge neighbours decided alike, and give each line its root. Each part comes with the digests of its units."""
     joined: list[DecisionEntry] = []
     digests: list[list[bytes]] = []
-    for entry in entries:
+    for entry, digest in parts:
         last = joined[-1] if joined else None
         follows = last is not None and (last.batch, last.start + last.units) == (entry.batch, entry.start)
         if last is not None and follows and (last.outcome, last.cited, last.dissent) == (entry.outcome, entry.cited, entry.dissent):
-            joined[-1] = last._replace(units=last.units + 1)
-            digests[-1].append(entry.root)
+            joined[-1] = last._replace(units=last.units + entry.units)
+            digests[-1].append(digest)
         else:
             joined.append(entry)
-            digests.append([entry.root])
-    return [entry._replace(root=blake3(b"".join(parts)).digest()) for entry, parts in zip(joined, digests, strict=True)]
+            digests.append([digest])
+    return [entry._replace(root=blake3(b"".join(these)).digest()) for entry, these in zip(joined, digests, strict=True)]

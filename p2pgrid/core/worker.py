@@ -7,6 +7,7 @@
 4. Cores go round the submitters in turn; within one, first come, first served.
 5. A lead that has nothing now is not asked again until it invites. A lead that is gone loses its queue;
    what already runs ends, and its receipts are delivered if the lead comes back.
+6. An invitation that overtakes the answer to a pull is not lost: it leads to one more pull.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ INVITATION_S = 2.0
 PULL_S = 1.0
 PREFETCH_S = 0.5
 UNITS_MAX = 4096
+SOURCES_MAX = 256
+"""Leads that may have invited at one time; more are not heard."""
+RANGES_MAX = 256
+MEAN_MIN_S = 1e-6
+"""A clock too coarse to see a unit must not make it look unmeasured."""
 
 SourceKey = tuple[bytes, bytes]
 """(job id, lead's key)."""
@@ -78,6 +84,8 @@ Event = Invited | Leased | Dry | UnitsDone | TaskEnded | SourceGone
 
 @dataclass(frozen=True, slots=True)
 class Pull:
+    """Ask the lead for ``want`` units, for ``slots`` cores."""
+
     source: SourceKey
     slots: int
     want: int
@@ -101,6 +109,8 @@ class _Source:
     invited_until: float
     more: bool = True
     pulling: bool = False
+    invited_meanwhile: bool = False
+    """It invited while a pull was under way: the pull's answer may be older than that."""
     running: int = 0
     queue: deque[tuple[bytes, UnitRange]] = field(default_factory=deque)
     queued: int = 0
@@ -131,41 +141,56 @@ class Worker:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         source = self.sources.get(event.source)
-        match event:
-            case Invited(_, submitter):
-                if source is None:
-                    source = self.sources[event.source] = _Source(submitter, now + INVITATION_S)
-                    if submitter not in self.turn:
-                        self.turn.append(submitter)
-                source.invited_until, source.more = now + INVITATION_S, True
-            case Leased(_, grant, ranges):
-                if source is not None:
-                    source.pulling = False
-                    self._enqueue(source, grant, ranges)
-            case Dry(_, over):
-                if source is not None:
-                    source.pulling = source.more = False
-                    if over:
-                        source.invited_until = 0.0
-            case UnitsDone(_, units, cpu_s):
-                if source is not None:
-                    sample = cpu_s / max(1, units)
-                    source.mean_s = sample if not source.mean_s else 0.7 * source.mean_s + 0.3 * sample
-            case TaskEnded():
-                if source is not None:
-                    source.running -= 1
-            case SourceGone():
-                if source is not None:
-                    source.queue.clear()
-                    source.queued = 0
-                    source.more = source.pulling = False
+        if isinstance(event, Invited):
+            self._on_invited(event, source, now)
+        elif source is not None:
+            self._on_source(event, source)
         self._forget(now)
         return self._start() + self._ask(now)
 
+    def _on_invited(self, event: Invited, source: _Source | None, now: float) -> None:
+        if source is None:
+            if len(self.sources) >= SOURCES_MAX:
+                return
+            source = self.sources[event.source] = _Source(event.submitter, now + INVITATION_S)
+            if event.submitter not in self.turn:
+                self.turn.append(event.submitter)
+        source.invited_until, source.more = now + INVITATION_S, True
+        source.invited_meanwhile = source.pulling
+
+    def _on_source(self, event: Event, source: _Source) -> None:
+        match event:
+            case Leased(_, grant, ranges) if any(unit_range.units > 0 for unit_range in ranges):
+                source.pulling = source.invited_meanwhile = False
+                self._enqueue(source, grant, ranges)
+            case Leased():
+                self._on_dry(source, over=False)
+            case Dry(_, over):
+                self._on_dry(source, over)
+            case UnitsDone(_, units, cpu_s):
+                sample = max(MEAN_MIN_S, cpu_s / max(1, units))
+                source.mean_s = sample if not source.mean_s else 0.7 * source.mean_s + 0.3 * sample
+            case TaskEnded():
+                source.running = max(0, source.running - 1)
+            case SourceGone():
+                source.queue.clear()
+                source.queued = 0
+                source.more = source.pulling = source.invited_meanwhile = False
+            case Invited():
+                pass
+
+    @staticmethod
+    def _on_dry(source: _Source, over: bool) -> None:
+        source.pulling = False
+        source.more, source.invited_meanwhile = source.invited_meanwhile and not over, False
+        if over:
+            source.invited_until = 0.0
+
     def _enqueue(self, source: _Source, grant: bytes, ranges: tuple[UnitRange, ...]) -> None:
-        """Queue a lease, cut so that every core gets a part of each range."""
+        """Queue a lease, cut so that every core gets its part of it."""
+        ranges = tuple(unit_range for unit_range in ranges[:RANGES_MAX] if unit_range.units > 0)
+        part = max(1, -(-sum(unit_range.units for unit_range in ranges) // max(1, self.slots)))
         for unit_range in ranges:
-            part = max(1, -(-unit_range.units // max(1, self.slots)))
             for start in range(0, unit_range.units, part):
                 units = min(part, unit_range.units - start)
                 source.queue.append((grant, unit_range._replace(start=unit_range.start + start, units=units)))

@@ -35,6 +35,8 @@ class GridBucket(KBucket):
 
     def __init__(self, lower: int, upper: int, ksize: int, clock: Callable[[], float]) -> None:
         self.clock = clock
+        self.filled_at = float("-inf")
+        """When contacts were last looked for because there were few."""
         super().__init__(lower, upper, ksize)
 
     def touch_last_updated(self) -> None:

@@ -85,13 +85,15 @@ class Upkeep:
             await server.lookup_nodes(DhtId(node_id))
         thin = [bucket for bucket in server.router.buckets if self._is_thin(bucket)]
         if thin:
-            target = server.context.rng.randint(*server.context.rng.choice(thin).range)
+            bucket = server.context.rng.choice(thin)
+            bucket.filled_at = server.context.clock()
+            target = server.context.rng.randint(*bucket.range)
             await server.lookup_nodes(DhtId(target.to_bytes(20, "big")))
 
     def _is_thin(self, bucket: GridBucket) -> bool:
         """Whether a far bucket has too few contacts, and was not looked into for a while: the rest of joining."""
         server = self._server
-        rested = server.context.clock() - bucket.last_updated > _THIN_RETRY_S
+        rested = server.context.clock() - bucket.filled_at > _THIN_RETRY_S
         return rested and len(bucket) < server.settings.k // 2 and not bucket.has_in_range(server.node)
 
     async def _copy(self) -> None:

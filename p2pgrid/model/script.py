@@ -21,7 +21,7 @@ from p2pgrid.errors import BadDataError
 SCRIPT_BYTES_MAX = 1 << 20
 ROLES = ("work", "inputs", "reduce", "finish")
 # The block of PEP 723: its opening line, comment lines only, its closing line.
-_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)[ \t]*\r?$\n(?P<content>(^#(| .*)$\n)+)^# ///[ \t]*\r?$")
+_BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)[ \t]*$\n(?P<content>(^#(| .*)$\n)+)^# ///[ \t]*$")
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 Runtime = Literal["auto", "python", "native", "wasm", "command"]
@@ -139,9 +139,10 @@ def _syntax_message(error: SyntaxError, file_name: str) -> str:
 
 def _header(text: str, file_name: str) -> dict[str, Any]:
     """The TOML of the ``script`` block; empty when there is none."""
+    text = text.replace("\r\n", "\n")
     blocks = [match for match in _BLOCK.finditer(text) if match.group("type") == "script"]
     if not blocks:
-        if re.search(r"(?m)^# /// script[ \t]*\r?$", text):
+        if re.search(r"(?m)^# /// script[ \t]*$", text):
             raise BadDataError(
                 f"the header of {file_name} is opened but not closed", hint="end it with a line '# ///'; each line starts with '# '"
             )

@@ -1,4 +1,4 @@
-"""The messages of the RPC mux, and how they are cut out of a stream (docs/spec/rpc.md).
+"""The messages of the RPC mux, and how they are cut out of a stream (docs/spec/transport.md).
 
 A message is a length (u32, big-endian) and a msgpack array whose first item tells the kind. The body of a
 request is carried as it was encoded, and decoded once it is known what it must be.

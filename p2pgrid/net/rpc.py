@@ -1,4 +1,4 @@
-"""A session: calls, notices and streams to one peer, over the first stream of a connection (docs/spec/rpc.md).
+"""A session: calls, notices and streams to one peer, over the first stream of a connection (docs/spec/transport.md).
 
 1. Both sides say hello first. Nothing of a peer is acted on before its hello was accepted, and a session
    counts as open only when the peer has accepted ours: TLS 1.3 lets a dialler finish before it is refused.
@@ -56,6 +56,8 @@ CALLS_MAX = 8192
 """Calls of this side that may wait for an answer at one time."""
 _READ_BYTES = 64 * 1024
 _SWEEP_S = 0.05
+_RTT_MIN_S = 0.0001
+"""A loop's clock may tick in milliseconds; 0 means that the round trip is unknown."""
 _BULK_S = 60.0
 _CLOSE_S = 2.0
 _BACKLOG_BYTES = 4 << 20
@@ -85,6 +87,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader(setup.limits.unauthenticated_bytes)
         self._out = bytearray()
+        self._message_bytes_max = setup.limits.unauthenticated_bytes
         self._flush_due = False
         self._next_id = 0
         self._pending: dict[int, _Waiting] = {}
@@ -132,10 +135,12 @@ class Session:
                 self._sweeping = True
                 self._loop.call_later(_SWEEP_S, self._sweep)
             body = await future
+        except BaseException:
+            if future.done() and not future.cancelled():
+                future.exception()  # It is told already; the loop need not complain that nobody looked.
+            raise
         finally:
             self._pending.pop(call_id, None)
-            if future.done() and not future.cancelled():
-                future.exception()
         return decode(body, reply)
 
     def notify(self, method: str, request: msgspec.Struct) -> None:
@@ -214,9 +219,9 @@ class Session:
 
     async def _open(self) -> None:
         """Say hello, wait until both sides have accepted. Raises what either side had against it."""
-        self.spawn(self._read())
-        self.post(self._setup.hello())
         try:
+            self.post(self._setup.hello())
+            self.spawn(self._read())
             async with asyncio.timeout(self._limits.unauthenticated_s):
                 await asyncio.shield(self._ready)
         except TimeoutError as error:
@@ -240,6 +245,7 @@ class Session:
             self.connection.trust()
             self.post(Welcome())
         elif type(message) is Welcome and self.hello is not None:
+            self._message_bytes_max = self._limits.control_frame_bytes
             if not self._ready.done():
                 self._ready.set_result(None)
         else:
@@ -279,7 +285,7 @@ class Session:
             self.close(Reason.BUG)
 
     def _goodbye(self, message: Message) -> P2PGridError:
-        assert isinstance(message, Bye)  # noqa: S101 - the caller looked
+        assert isinstance(message, Bye)
         if not self._ready.done() and message.kind:
             return error_of(message)
         reason = message.reason or Reason.CLOSED
@@ -296,7 +302,7 @@ class Session:
 
     def _on_pong(self, message: Pong) -> None:
         if self._ping is not None and self._ping[0] == message.id:
-            rtt_s = self._loop.time() - self._ping[1]
+            rtt_s = max(self._loop.time() - self._ping[1], _RTT_MIN_S)
             self._rtt_s = rtt_s if not self._rtt_s else 0.875 * self._rtt_s + 0.125 * rtt_s
             self._ping = None
 
@@ -339,8 +345,7 @@ class Session:
         except BaseException:
             del out[start:]
             raise
-        limit_bytes = self._limits.control_frame_bytes if self._ready.done() else self._limits.unauthenticated_bytes
-        if size_bytes > limit_bytes:
+        if size_bytes > self._message_bytes_max:
             large = bytes(memoryview(out)[-size_bytes:])
             del out[start:]
             if size_bytes > self._limits.bulk_message_bytes or not self._ready.done():
@@ -356,16 +361,19 @@ class Session:
         if self._out:
             data = bytes(self._out)
             self._out.clear()
-            try:
+            # The reader ends the session, once it has read the peer's last words.
+            with contextlib.suppress(UnreachableError):
                 self._stream.write_nowait(data, flush=True)
-            except UnreachableError as error:
-                self._end(error)
 
     async def _send_large(self, large: bytes, deadline_s: float) -> None:
         try:
             await bulk.send_message(self.connection, large, deadline_s)
         except TimeoutError as error:
             raise TryAgainError(f"{short(self.peer)} did not take a message in time", reason=Reason.TIMEOUT) from error
+        except UnreachableError as error:
+            if self._ended is not None:
+                raise
+            raise TryAgainError(f"{short(self.peer)} did not take a message ({error.reason})", reason=error.reason) from error
 
     async def send_quietly(self, large: bytes) -> None:
         try:
@@ -412,7 +420,6 @@ class Session:
     def _end(self, error: P2PGridError) -> None:
         if self._ended is not None:
             return
-        # Closed first: a failing flush must not come here again.
         self._ended = error
         self._flush()
         reason = error.reason or Reason.CLOSED

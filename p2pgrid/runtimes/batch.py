@@ -322,7 +322,7 @@ class _Watch:
         index, started = process.progress()
         if self._index < index < self._end:
             self._index = index
-            self._since = min(max(started, self._looked), now)
+            self._since = started if self._looked <= started <= now else self._looked  # Not a number is neither.
         self._looked = now
         return now - self._since > self._timeout_s
 

@@ -22,6 +22,9 @@ class FrameLink(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.frame_bytes_max = frames.FRAME_SLACK_BYTES
+        self.closed = asyncio.Event()
+        """Set while there is no connection."""
+        self.closed.set()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._frames: deque[bytes] = deque()
@@ -32,6 +35,7 @@ class FrameLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
+        self.closed.clear()
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's.
 
     def data_received(self, data: bytes) -> None:
@@ -50,6 +54,7 @@ class FrameLink(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Called by asyncio."""
         self._end(EOFError())
+        self.closed.set()
 
     def _cut_frames(self) -> None:
         start, prefix, buffer = 0, frames.LENGTH.size, self._buffer
@@ -133,11 +138,15 @@ class LogTail(asyncio.Protocol):
     """Keeps the last LOG_BYTES_MAX of what a worker prints."""
 
     def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        """Set while there is no connection."""
+        self.closed.set()
         self._tail = bytearray()
         self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
+        self.closed.clear()
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -145,6 +154,10 @@ class LogTail(asyncio.Protocol):
         self._tail += data
         if len(self._tail) > 2 * LOG_BYTES_MAX:
             del self._tail[:-LOG_BYTES_MAX]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by asyncio."""
+        self.closed.set()
 
     def stop(self) -> None:
         """Read no more."""

@@ -217,6 +217,7 @@ class WorkerProcess:
             await self._wait_exit(self._policy.kill_s / 2)
             self._process.poll()
         self.link.abort()
+        self.log.stop()
         loop = asyncio.get_running_loop()
         if self._exit_number >= 0:
             loop.remove_reader(self._exit_number)
@@ -225,7 +226,9 @@ class WorkerProcess:
         if self._progress_number >= 0:
             os.close(self._progress_number)
             self._progress_number = -1
-        self.log.stop()
+        # Closing takes a turn of the loop; nothing else can delay it.
+        await self.link.closed.wait()
+        await self.log.closed.wait()
         await asyncio.to_thread(_remove, self.folder)
 
     async def _wait_exit(self, timeout_s: float) -> None:

@@ -9,11 +9,11 @@ from p2pgrid.core.layout import FINISH
 from p2pgrid.errors import TryAgainError
 from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
+from p2pgrid.model.work import Receipt
 from p2pgrid.services.context import Context
 from p2pgrid.services.inputs import FILE, VALUE, array_of, blob_value, decode_batch, encode_batch
 from p2pgrid.services.results import Span, UnitValue, spans, values_of
 from p2pgrid.wire.codec import decode
-from p2pgrid.model.work import Receipt
 from p2pgrid.wire.envelope import Signed
 from p2pgrid.wire.messages import Payload
 

@@ -42,6 +42,10 @@ def job_line(view: JobView) -> JobLine:
         keepers=ledger.keepers.body.keepers if ledger.keepers else (),
         workers=ledger.units_by_worker(),
         conflicts=len(ledger.conflicts),
+        runtime=body.runtime,
+        final=ledger.layout.levels[-1].kind,
+        final_first=ledger.layout.number(ledger.layout.levels[-1].first_batch, 0),
+        map_units=body.map_units,
     )
 
 

@@ -91,7 +91,7 @@ class Home:
                 self.folder.chmod(0o700)
             if version is None:
                 self._write_format(FORMAT)
-            for step in range(version or FORMAT, FORMAT):
+            for step in range(FORMAT if version is None else version, FORMAT):
                 self._migrate(step)
             for name in FOLDERS:
                 self._disk.make_folder(self.folder / name)

@@ -22,7 +22,6 @@ from p2pgrid.model.statement import Statement
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.keys import SigningKey, verify
 
-
 __all__ = ["Envelope", "Signed", "Statement", "open_envelope", "peek", "seal", "statement_id"]
 
 S = TypeVar("S", bound=Statement)

@@ -1,7 +1,7 @@
-"""Ed25519 keys (RFC 8032), with the small-order points refused.
+"""Ed25519 keys (RFC 8032), with the small-order points and the encodings that are not canonical refused.
 
 OpenSSL verifies signatures under a small-order key for nearly any message, so such a key would be
-"everybody's". The check costs one integer comparison when a key is first met.
+"everybody's". The checks cost a few integer comparisons when a key is first met.
 """
 
 from __future__ import annotations
@@ -52,9 +52,14 @@ def is_small_order(public: bytes) -> bool:
     return y % _P in _SMALL_ORDER_Y
 
 
+def is_canonical(public: bytes) -> bool:
+    """Whether the y coordinate is reduced: otherwise one key would have two encodings, and so two identities."""
+    return int.from_bytes(public, "little") & (2**255 - 1) < _P
+
+
 @lru_cache(maxsize=4096)
 def _public(public: bytes) -> Ed25519PublicKey:
-    if len(public) != KEY_BYTES or is_small_order(public):
+    if len(public) != KEY_BYTES or is_small_order(public) or not is_canonical(public):
         raise IntegrityError("not a usable public key", reason=Reason.BAD_SIGNATURE)
     try:
         return Ed25519PublicKey.from_public_bytes(public)

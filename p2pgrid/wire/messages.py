@@ -109,6 +109,8 @@ class JobReadRequest(Message, frozen=True):
 
 
 class JobReadReply(Message, frozen=True):
+    """A part of the log; ``cursor`` is where the next part begins, ``end`` whether there is none yet."""
+
     records: tuple[LogRecord, ...]
     cursor: int
     end: bool

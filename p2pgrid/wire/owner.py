@@ -91,6 +91,13 @@ class JobLine(Message, frozen=True):
     workers: dict[bytes, int] = {}
     """Decided units per worker."""
     conflicts: int = 0
+    runtime: str = ""
+    final: str = "map"
+    """Which units make the job's result: map (each its own), reduce or finish."""
+    final_first: int = 0
+    """Number of the first of these units."""
+    map_units: int = 0
+    note: str = ""
 
 
 class JobsReply(Message, frozen=True):

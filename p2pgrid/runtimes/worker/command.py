@@ -82,7 +82,7 @@ class CommandRunner:
     def _parse(self, raw: msgspec.Raw) -> CommandInput:
         value: Any = self._decoder.decode(raw)
         try:
-            wanted = msgspec.convert(value, CommandInput)
+            wanted = msgspec.convert(value, CommandInput, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
             raise BadDataError(f"the input is not a command: {error}") from error
         if not wanted.argv or any("\0" in argument for argument in wanted.argv):

@@ -363,7 +363,8 @@ async def test_a_silent_peer_is_given_up_in_time(world: World) -> None:
 @on_every_transport
 async def test_an_idle_session_stays_alive_by_heartbeats(world: World) -> None:
     one, other, session = await pair(world, FAST)
-    await asyncio.sleep(2.5 * FAST.dead_after_s)
+    started_s = session.heard_s
+    await until(lambda: session.heard_s - started_s > 2.5 * FAST.dead_after_s)
     assert session.live
     assert one.pool.sessions() == [session]
     assert other.closed == []
@@ -457,7 +458,8 @@ async def test_over_the_limit_the_idle_session_used_least_recently_is_closed(wor
         leaf.methods.on("echo", Text, echo)
         leaf.methods.on("wait", Text, wait)
     first, second = await hub.to(leaves[0]), await hub.to(leaves[1])
-    await asyncio.sleep(0.01)
+    loop = asyncio.get_running_loop()
+    await until(lambda: loop.time() > second.used_s)
     await first.call("echo", Text(), Text)
     third = await hub.to(leaves[2])
     assert (first.live, second.live, third.live) == (True, False, True)

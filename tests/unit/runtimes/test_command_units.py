@@ -84,8 +84,8 @@ async def test_places_outside_of_the_folder_are_refused_on_both_sides(run_comman
         encode_command(["true"], files=[(reference, place)])
     stored = tmp_path / "stored"
     stored.write_bytes(b"x")
-    good = encode_command(["true"], files=[(reference, "P" * len(place.encode()))])
-    forged = good.replace(b"P" * len(place.encode()), place.encode()) if place else encode_value([["true"], None, [[1, ""]]])
+    good = encode_command(["true"], files=[(reference, "P" * 8)])
+    forged = good.replace(b"\xa8PPPPPPPP", encode_value(place))
     ended = await run_commands([forged], files={reference.blob: stored})
     assert ended.outcomes == [Outcome.RAISED]
 
@@ -126,7 +126,8 @@ async def test_output_of_exactly_the_limit_is_fine(run_commands: Any) -> None:
 
 
 async def test_inputs_that_are_no_command_are_refused(run_commands: Any) -> None:
-    ended = await run_commands([encode_value(value) for value in (5, [], [[]], [["a\0b"]], [[1]], [["true"], "text"])])
+    odd: list[Any] = [5, [], [[]], [["a\0b"]], [[1]], [["true"], "text"]]
+    ended = await run_commands([encode_value(value) for value in odd])
     assert set(ended.outcomes) == {Outcome.RAISED}
 
 

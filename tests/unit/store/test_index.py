@@ -46,7 +46,10 @@ def test_rows_survive_a_restart_and_the_way_of_closing_is_known(path: Path) -> N
     crashed.close()
     index, report = Index.open(path)
     assert (report.rebuilt, report.was_clean) == (False, True)
+    again, report = Index.open(path)
+    assert not report.was_clean
     index.close()
+    again.close()
 
 
 def test_jobs_are_listed_by_role_newest_first(path: Path) -> None:

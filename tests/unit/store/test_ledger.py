@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.model.limits import Limits
 from p2pgrid.model.reasons import Reason
 from p2pgrid.store import ledger
-from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES, JobLog, Ledgers, Record, ReplayReport
+from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES, WINDOW_BYTES, JobLog, Ledgers, Record, ReplayReport
 
 JOB = JobId(StatementId(bytes(range(32))))
 OTHER = JobId(StatementId(bytes(32)))
@@ -39,7 +38,7 @@ def boundaries(records: list[Record]) -> list[int]:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Iterator[bytes]:
+def written(tmp_path: Path) -> bytes:
     """The bytes of a log with all of RECORDS."""
     log, report, _ = open_log(tmp_path / "original.log")
     assert report.sound
@@ -47,7 +46,7 @@ def written(tmp_path: Path) -> Iterator[bytes]:
     log.append(RECORDS[2:])
     raw = (tmp_path / "original.log").read_bytes()
     assert len(raw) == log.end == boundaries(RECORDS)[-1]
-    yield raw
+    return raw
 
 
 def test_what_was_appended_is_replayed_in_order(written: bytes, tmp_path: Path) -> None:
@@ -178,6 +177,30 @@ def test_records_far_over_the_window_are_read(tmp_path: Path) -> None:
     raw[HEADER_BYTES + 100] ^= 1
     (tmp_path / "large.log").write_bytes(raw)
     assert open_log(tmp_path / "large.log")[2] == records[1:]
+
+
+@pytest.mark.parametrize("over", range(6))
+def test_a_record_behind_damage_is_found_across_the_edge_of_a_window(tmp_path: Path, over: int) -> None:
+    log, _, _ = open_log(tmp_path / "a.log")
+    # The search begins one byte behind the damaged record's start; the next record starts `over` bytes before its window ends.
+    log.append([(1, bytes(WINDOW_BYTES + 1 - over - FRAME_BYTES)), (2, b"behind")])
+    raw = bytearray((tmp_path / "a.log").read_bytes())
+    raw[HEADER_BYTES] ^= 1
+    (tmp_path / "a.log").write_bytes(raw)
+    assert open_log(tmp_path / "a.log")[2] == [(2, b"behind")]
+
+
+def test_data_cannot_pass_for_a_record_without_the_salt_of_the_file(tmp_path: Path) -> None:
+    forger, _, _ = open_log(tmp_path / "forger.log")
+    # The forger knows the job, the format and the very offset at which its bytes will lie.
+    forger.append([(1, bytes(FRAME_BYTES)), (6, b"forged")])
+    inner = (tmp_path / "forger.log").read_bytes()[HEADER_BYTES + FRAME_BYTES :]
+    log, _, _ = open_log(tmp_path / "victim.log")
+    log.append([(1, inner), (2, b"behind")])
+    raw = bytearray((tmp_path / "victim.log").read_bytes())
+    raw[HEADER_BYTES] ^= 1
+    (tmp_path / "victim.log").write_bytes(raw)
+    assert open_log(tmp_path / "victim.log")[2] == [(2, b"behind")]
 
 
 def test_limits_of_records_and_logs_are_kept(tmp_path: Path) -> None:

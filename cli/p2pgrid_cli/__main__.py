@@ -1,0 +1,5 @@
+"""``python -m p2pgrid_cli``."""
+
+from p2pgrid_cli.main import main
+
+main()

@@ -1,0 +1,120 @@
+"""What every command needs: the home, an event loop, a channel to the node, sizes and ids as people write them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from p2pgrid.errors import P2PGridError, UsageError
+
+if TYPE_CHECKING:
+    from p2pgrid.client.channel import Channel
+    from p2pgrid.model.ids import JobId
+    from p2pgrid.store.home import Home
+
+T = TypeVar("T")
+UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", envvar="P2PGRID_HOME", help="Folder of the node; several nodes can live on one machine.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def wall_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def home_of(folder: Path | None) -> Home:
+    """The home that a command works with."""
+    from p2pgrid.store.home import Home
+
+    if folder is None:
+        base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+        folder = Path(base).expanduser() / "p2pgrid"
+    return Home(folder.absolute(), os.urandom)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, on uvloop where there is one."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
+
+
+def with_channel(folder: Path | None, use: Callable[[Channel], Awaitable[T]]) -> T:
+    """Open the owner's channel to the running node of a home, use it, and close it."""
+
+    async def opened() -> T:
+        from p2pgrid.client.channel import Channel
+
+        async with await Channel.open(home_of(folder), wall_ms) as channel:
+            return await use(channel)
+
+    return run_async(opened())
+
+
+def say(text: str) -> None:
+    """A message for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_error(error: P2PGridError) -> None:
+    """One clear line and a hint."""
+    say(f"p2pgrid: {error.message}")
+    if error.hint:
+        say(f"  hint: {error.hint}")
+
+
+def print_json(document: Any) -> None:
+    """One document on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``512M``, ``10G``, ``10GiB`` or a plain number. Raises UsageError."""
+    compact = text.strip().upper().removesuffix("IB").removesuffix("B")
+    number, unit = (compact[:-1], compact[-1]) if compact[-1:] in UNITS and compact[-1:].isalpha() else (compact, "")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1 << 60:
+        raise UsageError(f"'{text}' is not a size", hint="for example 512M or 10G")
+    return int(value * UNITS[unit])
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes for people: three digits and a unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1000 or unit == "GiB":
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:.0f} {unit}" if size_bytes >= 100 or unit == "B" else f"{size_bytes:.3g} {unit}"
+
+
+async def job_named(channel: Channel, text: str) -> JobId:
+    """A job by its full id, or by a beginning of it that only one job known here has."""
+    from p2pgrid.model.ids import JobId, StatementId, from_text, to_text
+
+    if len(text) >= 52:
+        return JobId(StatementId(from_text(text, what="job id")))
+    found = [line.job for line in await channel.jobs() if to_text(line.job).startswith(text.lower())]
+    if len(found) == 1 and len(text) >= 4:
+        return JobId(StatementId(found[0]))
+    if found:
+        raise UsageError(f"'{text}' is the beginning of {len(found)} jobs", hint="give more of the id")
+    raise UsageError(f"no job here begins with '{text}'", hint="give the whole id, as printed when the job was submitted")

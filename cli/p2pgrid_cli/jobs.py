@@ -1,0 +1,66 @@
+"""``jobs``, ``results``, ``cancel``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from p2pgrid_cli.common import HomeOption, JsonOption, job_named, print_json, say, with_channel
+
+if TYPE_CHECKING:
+    from p2pgrid.client.channel import Channel
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(jobs)
+    app.command()(results)
+    app.command()(cancel)
+
+
+def jobs(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """List the jobs this node leads or keeps."""
+    from p2pgrid_cli.render import job_document, jobs_table
+
+    lines = with_channel(home, lambda channel: channel.jobs())
+    if as_json:
+        print_json({"jobs": [job_document(line) for line in lines]})
+    else:
+        from rich.console import Console
+
+        Console().print(jobs_table(lines))
+
+
+def results(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for result files. Default: ./results-ID.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Print the results of a job, from whoever keeps them."""
+
+    async def show(channel: Channel) -> int:
+        from p2pgrid_cli.progress import Progress
+        from p2pgrid_cli.results import show_results
+
+        known = await job_named(channel, job)
+        with Progress() as progress:
+            return await show_results(channel, known, wait=wait, output=output, as_json=as_json, progress=progress)
+
+    code = with_channel(home, show)
+    if code:
+        raise typer.Exit(code)
+
+
+def cancel(job: JobArgument, home: HomeOption = None) -> None:
+    """Cancel a job. What was decided before stays readable."""
+
+    async def stop(channel: Channel) -> str:
+        return await channel.cancel(await job_named(channel, job))
+
+    say(f"job {with_channel(home, stop)}")

@@ -1,0 +1,64 @@
+"""``p2pgrid``: the commands, and the one place where errors leave the program."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from p2pgrid import __version__
+from p2pgrid.errors import P2PGridError
+from p2pgrid_cli import exits, files, jobs, look, membership, run
+from p2pgrid_cli.common import say, show_error
+
+app = typer.Typer(
+    name="p2pgrid",
+    help="Share spare CPU and storage with other machines, and use theirs. No server.",
+    epilog="Begin with: p2pgrid run --local 4 SCRIPT.py   or: p2pgrid join",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"p2pgrid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Share spare CPU and storage with other machines, and use theirs. No server."""
+
+
+for module in (membership, run, jobs, files, look):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point: run, and turn errors into a line, a hint and an exit code."""
+    try:
+        app()
+    except P2PGridError as error:
+        show_error(error)
+        sys.exit(exits.code_of(error))
+    except KeyboardInterrupt:
+        say("stopped")
+        sys.exit(exits.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not complain about it while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(exits.UNIT_FAILED)
+    except Exception as error:
+        if os.environ.get("P2PGRID_TRACEBACK"):
+            raise
+        say(f"p2pgrid: this is a bug: {type(error).__name__}: {error}")
+        say("  hint: run it again with P2PGRID_TRACEBACK=1 and report what it prints")
+        sys.exit(exits.BUG)

@@ -1,0 +1,205 @@
+"""``join``, ``leave``, ``invite``: the node's place in a grid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError, UsageError
+from p2pgrid_cli.common import HomeOption, home_of, parse_size, run_async, say, wall_ms, with_channel
+from p2pgrid_cli.settings import Settings, config_of, load, parse_listen, save
+
+if TYPE_CHECKING:
+    from p2pgrid.node import Node
+    from p2pgrid.services.membership import HomeMembership
+    from p2pgrid.store.home import Home
+
+DETACH_S = 60.0
+LEAVE_S = 30.0
+DAYS = 365.0
+ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Default: the first four."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(join)
+    app.command()(leave)
+    app.command()(invite)
+
+
+def join(
+    invite: Annotated[str | None, typer.Argument(help="An invite, as 'p2pgrid invite' prints it. Without one a private grid is founded.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Run in the background and return when ready.")] = False,
+    name: Annotated[str | None, typer.Option(help="What others see. Default: the host's name.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, help="Cores to lend. Default: all.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory to lend, as 4G. Default: half.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Storage to lend, as 10G. Default: 10G, at most a tenth of the free disk.")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on. Default: all addresses, any free port.")] = None,
+    native: Annotated[bool | None, typer.Option("--native/--no-native", help="Run native code and commands of other members here.")] = None,
+    home: HomeOption = None,
+    parent: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Run a node: found a private grid, enter one with an invite, or start again where this home was."""
+    parse_listen(listen)
+    asked = Settings(
+        name=name,
+        cpus=cpus,
+        memory_bytes=parse_size(memory) if memory is not None else None,
+        storage_bytes=parse_size(storage) if storage is not None else None,
+        listen=listen,
+        native=native,
+    )
+    if detach:
+        _detach(home_of(home))
+        return
+    run_async(_join(home_of(home), invite, asked, parent))
+
+
+async def _join(home: Home, invite: str | None, asked: Settings, parent: int) -> None:
+    from p2pgrid_cli.hosting import running_node
+
+    home.prepare()
+    home.lock()
+    try:
+        settings = asked.over(load(home))
+        membership, fresh = _membership(home, invite)
+        save(home, settings)
+        try:
+            async with running_node(home, membership, config_of(settings, home.folder)) as node:
+                fresh = False
+                _greet(node, membership)
+                await _until_stopped(node, parent)
+        except P2PGridError:
+            if fresh:
+                # Nothing was entered yet: the next try must be free to use another invite.
+                (home.folder / "membership").unlink(missing_ok=True)
+            raise
+    finally:
+        home.close()
+
+
+def _membership(home: Home, invite: str | None) -> tuple[HomeMembership, bool]:
+    """The home's membership, made now if there is none; and whether an invite was just accepted."""
+    from p2pgrid.core.invites import parse_invite
+    from p2pgrid.services.membership import accept_invite, found_grid, load
+
+    known = load(home)
+    if invite is None:
+        return (known, False) if known else (found_grid(home, f"grid of {_host()}", os.urandom, wall_ms()), False)
+    invited = parse_invite(invite, wall_ms())
+    if known is None:
+        return accept_invite(home, invited, wall_ms()), True
+    if known.grid.id != invited.grid.id:
+        hint = "use another --home for another grid"
+        raise ConfigError(f"this home is already a member of '{known.grid.name}', and the invite is for '{invited.grid.name}'", hint=hint)
+    return known, False
+
+
+def _host() -> str:
+    from p2pgrid_cli.settings import default_name
+
+    return default_name()
+
+
+def _greet(node: Node, membership: HomeMembership) -> None:
+    from p2pgrid.model.ids import short
+
+    where = ", ".join(f"{address.host}:{address.port}" for address in node.pool.addresses())
+    policy = node.config.policy
+    say(f"ready: node {short(node.key.public)} in '{membership.grid.name}', {policy.cores} cores, listening on {where}")
+    if policy.native and policy.cores and "native" in node.member.roles:
+        say("members of this grid may run native code here, as your user and not yet caged; --no-native refuses it")
+    if membership.root_seed and not membership.contacts:
+        say("invite other machines: p2pgrid invite")
+
+
+async def _until_stopped(node: Node, parent: int) -> None:
+    """Until the owner, a signal, or the end of the process that started us."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.stopping.set)
+    while not node.stopping.is_set():
+        if not parent:
+            await node.stopping.wait()
+        elif os.getppid() != parent:
+            return
+        else:
+            try:
+                async with asyncio.timeout(1.0):
+                    await node.stopping.wait()
+            except TimeoutError:
+                continue
+
+
+def _detach(home: Home) -> None:
+    """Start the same command as a process of its own, and wait until it is ready or has failed."""
+    home.prepare()
+    running = home.running()
+    if running is not None:
+        raise UsageError(f"a node already runs in '{home.folder}' (pid {running.pid})", hint="p2pgrid leave stops it")
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    log_path = home.folder / "node.log"
+    with log_path.open("ab") as log:
+        start = log.tell()
+        environment = {**os.environ, "P2PGRID_HOME": str(home.folder)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "p2pgrid_cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+        )
+    deadline = time.monotonic() + DETACH_S
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if home.running() is not None or code is not None:
+            with log_path.open("rb") as log:
+                log.seek(start)
+                sys.stderr.write(log.read().decode(errors="replace"))
+            if code is not None:
+                raise typer.Exit(code)
+            return
+        time.sleep(0.02)
+    raise UnreachableError("the node did not become ready in a minute", hint=f"see '{log_path}'")
+
+
+def leave(home: HomeOption = None) -> None:
+    """Stop the node of this home, in good order."""
+    folder = home_of(home)
+    running = folder.running()
+    if running is None:
+        raise UnreachableError(f"no node runs in '{folder.folder}'", hint="nothing to do")
+    with_channel(home, lambda channel: channel.leave())
+    deadline = time.monotonic() + LEAVE_S
+    while folder.running() is not None:
+        if time.monotonic() > deadline:
+            raise UnreachableError(f"the node (pid {running.pid}) has not stopped yet", hint=f"kill {running.pid}")
+        time.sleep(0.02)
+    say("left")
+
+
+def invite(
+    role: Annotated[list[str] | None, typer.Option("--role", help=ROLE_HELP)] = None,
+    expires: Annotated[float, typer.Option("--days", min=0.0, help="Days until the invite and all memberships from it end.")] = DAYS,
+    home: HomeOption = None,
+) -> None:
+    """Print an invite: one line to hand to somebody like a password."""
+    from p2pgrid.model.node import ROLES
+
+    roles = tuple(role or ROLES[:4])
+    unknown = [name for name in roles if name not in ROLES]
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is no role", hint=f"roles: {', '.join(ROLES)}")
+    expires_ms = wall_ms() + int(expires * 24 * 3600 * 1000)
+    print(with_channel(home, lambda channel: channel.invite(roles, expires_ms)))
+
+
+

@@ -1,0 +1,265 @@
+"""``run``: a script or a command over many items, here or on the grid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from p2pgrid.errors import BadDataError, UnreachableError, UsageError
+from p2pgrid_cli import exits
+from p2pgrid_cli.common import HomeOption, JsonOption, home_of, parse_size, run_async, say, wall_ms
+
+if TYPE_CHECKING:
+    from p2pgrid.client.channel import Channel
+    from p2pgrid.client.jobs import JobBuilder, JobOptions, Plan
+    from p2pgrid.model.ids import JobId
+    from p2pgrid.model.script import JobScript
+    from p2pgrid.node import Node
+
+ITEMS = ":::"
+OVER = "--over"
+CANCEL_S = 5.0
+
+
+class RunCommand(TyperCommand):
+    """Options come before the script or ``--``; all words after it are left as they are."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Split at ``--`` if it comes before any script."""
+        split = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:split])
+        behind = args[split + 1 :]
+        if ctx.params.get("words"):
+            ctx.params["words"] = [*ctx.params["words"], *args[split:]]
+        else:
+            ctx.params["words"] = behind
+            ctx.meta["p2pgrid.command"] = split < len(args)
+        return rest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(cls=RunCommand, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the words of the command line mean."""
+
+    script: JobScript | None
+    path: Path
+    arguments: list[str]
+    over: list[str] | None
+    command: list[str]
+    items: list[str]
+
+
+def run(
+    context: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py [ARGS]... | -- COMMAND {} ::: ITEM...")] = None,
+    local: Annotated[int | None, typer.Option(min=1, max=64, help="An embedded grid of this many nodes on this machine, gone afterwards.")] = None,
+    quorum: Annotated[int | None, typer.Option(min=1, max=64, help="Equal answers that each unit needs, from as many workers. Default: 1.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, max=64, help="Copies of each blob of the job. Default: 3.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one unit may take. Default: 3600.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory that one unit may take, as 512M.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return; the grid goes on.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for result files. Default: ./results-ID.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Run work(item) of a script, or a command, on many items.
+
+    \b
+    p2pgrid run job.py ARGS...               items come from inputs(*ARGS)
+    p2pgrid run job.py --over 1 2 3          items given here; files are taken along
+    p2pgrid run -- gzip -9kc {} ::: *.log    a command per item, like GNU parallel
+    p2pgrid run --local 4 job.py             on four nodes of this machine
+
+    Without a grid it computes on this machine.
+    """
+    request = _understand(words or [], bool(context.meta.get("p2pgrid.command")))
+    options = _options(request.script, quorum, replicas, timeout, memory)
+    nodes = local if local is not None else request.script.options.local if request.script else None
+    detach = detach or bool(request.script and request.script.options.detach)
+    if detach and nodes:
+        raise UsageError("--detach and --local exclude one another", hint="a local grid is gone when the command ends")
+    code = run_async(_run(request, options, nodes, detach, output, as_json, home))
+    if code:
+        raise typer.Exit(code)
+
+
+def _understand(words: list[str], command: bool) -> Request:
+    """Tell scripts from commands. Raises UsageError, or BadDataError for an unusable script."""
+    from p2pgrid.model.script import parse_script
+
+    if not words:
+        raise UsageError("nothing to run", hint="p2pgrid run SCRIPT.py, or p2pgrid run -- COMMAND {} ::: ITEM...")
+    if command or (ITEMS in words and not words[0].endswith(".py")):
+        if ITEMS not in words:
+            raise UsageError("a command needs items", hint="p2pgrid run -- COMMAND {} ::: ITEM...")
+        split = words.index(ITEMS)
+        if not words[:split]:
+            raise UsageError("no command before ':::'", hint="p2pgrid run -- COMMAND {} ::: ITEM...")
+        return Request(None, Path(), [], None, words[:split], words[split + 1 :])
+    if words[0].startswith("-"):
+        raise UsageError(f"no such option: {words[0]}", hint="p2pgrid run --help")
+    path = Path(words[0])
+    if path.suffix == ".wasm":
+        raise UsageError("WebAssembly modules cannot be run yet", hint="use a Python script or a command")
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        hint = "give the path of a Python file that defines work(item)"
+        raise UsageError(f"cannot read the script '{path}': {error.strerror}", hint=hint) from error
+    arguments, over = words[1:], None
+    if OVER in arguments:
+        split = arguments.index(OVER)
+        arguments, over = arguments[:split], arguments[split + 1 :]
+    return Request(parse_script(source, path.name), path, arguments, over, [], [])
+
+
+def _options(script: JobScript | None, quorum: int | None, replicas: int | None, timeout: float | None, memory: str | None) -> JobOptions:
+    """Flags over the script's header over defaults."""
+    from p2pgrid.client.jobs import JobOptions
+    from p2pgrid.model.script import ScriptOptions
+
+    said = script.options if script else ScriptOptions()
+    if said.runtime not in (None, "auto", "native", "command"):
+        raise UsageError(f"the runtime '{said.runtime}' is not there yet", hint='use runtime = "native"')
+    if said.quorum == "auto":
+        raise UsageError("quorum = 'auto' is not there yet", hint="give a number")
+    default = JobOptions()
+    wanted = memory if memory is not None else said.memory
+    return JobOptions(
+        quorum=quorum or said.quorum or default.quorum,
+        replicas=replicas or said.replicas or default.replicas,
+        timeout_s=timeout or said.timeout or default.timeout_s,
+        memory_bytes=parse_size(str(wanted)) if wanted is not None else 0,
+        attempts=said.attempts or default.attempts,
+    )
+
+
+async def _run(
+    request: Request, options: JobOptions, nodes: int | None, detach: bool, output: Path | None, as_json: bool, home: Path | None
+) -> int:
+    from p2pgrid.client.jobs import JobBuilder
+    from p2pgrid_cli.progress import Progress
+
+    progress = Progress()
+    builder = JobBuilder(options, wall_ms, os.urandom, progress.reading)
+    with progress:
+        # The user's inputs() may take long: it runs beside the node's heartbeats.
+        plan = await asyncio.to_thread(_build, builder, request)
+        async with _channel(nodes, detach, home, progress) as channel:
+            job = await submit(channel, plan, options, progress)
+            if detach:
+                progress.stop()
+                from p2pgrid.model.ids import to_text
+
+                print(to_text(job), flush=True)
+                return exits.OK
+            return await _follow(channel, job, request, output, as_json, progress)
+
+
+def _build(builder: JobBuilder, request: Request) -> Plan:
+    from p2pgrid.client.jobs import items_of
+    from p2pgrid.errors import P2PGridError
+
+    if request.script is None:
+        return builder.command(request.command, request.items)
+    items: Iterable[Any]
+    try:
+        items = items_of(request.script, request.path, request.arguments, request.over)
+        return builder.script(request.script, items)
+    except P2PGridError:
+        raise
+    except Exception as error:
+        where = f"{request.path}: " if not isinstance(error, OSError) else ""
+        raise BadDataError(f"{where}inputs() failed: {type(error).__name__}: {error}", hint="inputs(*ARGS) runs here, before the job") from error
+
+
+@asynccontextmanager
+async def _channel(nodes: int | None, detach: bool, folder: Path | None, progress: Any) -> AsyncIterator[Channel]:
+    """A channel to the running node of this home, or to one started for this command alone."""
+    from p2pgrid.client.channel import Channel
+    from p2pgrid.services.membership import load
+    from p2pgrid_cli import hosting
+    from p2pgrid_cli.settings import Settings, config_of
+    from p2pgrid_cli.settings import load as load_settings
+
+    if nodes:
+        progress.note(f"starting {nodes} local nodes")
+        async with hosting.local_grid(nodes) as node, await _open(node) as channel:
+            yield channel
+        return
+    home = home_of(folder)
+    if home.running() is not None:
+        async with await Channel.open(home, wall_ms) as channel:
+            yield channel
+        return
+    if detach:
+        raise UnreachableError("--detach needs a running node in this home", hint="start one with: p2pgrid join --detach")
+    membership = load(home) if home.exists() else None
+    if membership is None:
+        import tempfile
+
+        config = config_of(Settings(name="embedded", listen="127.0.0.1:0"), Path(tempfile.gettempdir()))
+        async with hosting.embedded_node(config) as node, await _open(node) as channel:
+            yield channel
+        return
+    progress.note("the node of this home is not running: it is started for this command")
+    home.prepare()
+    home.lock()
+    try:
+        async with hosting.running_node(home, membership, config_of(load_settings(home), home.folder)) as node, await _open(node) as channel:
+            yield channel
+    finally:
+        home.close()
+
+
+async def _open(node: Node) -> Channel:
+    from p2pgrid.client.channel import Channel
+
+    return await Channel.open(node.home, wall_ms)
+
+
+async def submit(channel: Channel, plan: Plan, options: JobOptions, progress: Any) -> JobId:
+    """Put what the job needs into the store, sign it, and hand it over."""
+    from p2pgrid.wire.envelope import seal
+
+    for number, path in enumerate(plan.files.values()):
+        progress.sending(number, len(plan.files))
+        await channel.put(path, replicas=1, expires_ms=plan.job.expires_ms, announce=False)
+    for content in plan.values.values():
+        await channel.put_bytes(content, replicas=1, expires_ms=plan.job.expires_ms)
+    signed = seal(plan.job, channel.submitter, channel.grid.id)
+    job, keepers = await channel.submit(signed.raw, plan.batches)
+    progress.submitted(job, plan.job.map_units, keepers)
+    return job
+
+
+async def _follow(channel: Channel, job: JobId, request: Request, output: Path | None, as_json: bool, progress: Any) -> int:
+    """Show results as they come; Ctrl-C cancels the job."""
+    from p2pgrid_cli.results import show_results
+
+    try:
+        finish = None
+        if request.script and request.script.options.finish == "local":
+            finish = (request.script, request.path)
+        return await show_results(channel, job, wait=True, output=output, as_json=as_json, progress=progress, finish=finish)
+    except asyncio.CancelledError:
+        progress.stop()
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await channel.cancel(job)
+        except TimeoutError:
+            say("the job could not be cancelled in time")
+        raise

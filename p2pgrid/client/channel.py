@@ -1,0 +1,235 @@
+"""The owner's channel from the command line's side: one session to one's own node, proven by the home's key."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from p2pgrid import errors
+from p2pgrid.errors import MalformedError, P2PGridError, UnreachableError
+from p2pgrid.model.ids import BlobId, JobId, NodeKey, StatementId
+from p2pgrid.model.limits import DEFAULT_LIMITS, MIB
+from p2pgrid.model.membership import Grid
+from p2pgrid.model.node import Address
+from p2pgrid.model.reasons import Reason
+from p2pgrid.net.api import Stream, WallClock
+from p2pgrid.net.bulk import read_framed
+from p2pgrid.net.hello import SessionSetup
+from p2pgrid.net.messages import Hello, Member
+from p2pgrid.net.methods import Methods
+from p2pgrid.net.rpc import Session, open_session
+from p2pgrid.net.tls import TlsTransport
+from p2pgrid.services import membership as memberships
+from p2pgrid.store.home import Home
+from p2pgrid.wire.codec import decode
+from p2pgrid.wire.keys import SigningKey
+from p2pgrid.wire.messages import Ok
+from p2pgrid.wire.owner import (
+    CancelReply,
+    FollowEvent,
+    FollowHeader,
+    GetHeader,
+    InviteReply,
+    InviteRequest,
+    JobLine,
+    JobRequest,
+    JobsReply,
+    Nothing,
+    OwnStatus,
+    PeersReply,
+    PeersRequest,
+    PutHeader,
+    PutReply,
+    Snapshot,
+    SubmitHeader,
+    Submitted,
+)
+
+R = TypeVar("R", bound=msgspec.Struct)
+LENGTH = struct.Struct(">I")
+CALL_S = 30.0
+EVENT_BYTES_MAX = 64 * MIB
+_KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, P2PGridError)}
+
+
+class Channel:
+    """An open owner's channel. ``async with await Channel.open(home, wall_ms) as channel: ...``"""
+
+    def __init__(self, session: Session, transport: TlsTransport, grid: Grid, submitter: SigningKey) -> None:
+        self._session = session
+        self._transport = transport
+        self.grid = grid
+        self.submitter = submitter
+
+    @classmethod
+    async def open(cls, home: Home, wall_ms: WallClock) -> Channel:
+        """Connect to the node that runs in ``home``. Raises UnreachableError when none does."""
+        running, membership = home.running(), memberships.load(home)
+        if running is None or membership is None:
+            raise UnreachableError(f"no node runs in '{home.folder}'", reason=Reason.DEAD, hint="start it with: p2pgrid join --detach")
+        key = home.node_key()
+        grid = membership.grid
+
+        def hello() -> Hello:
+            return Hello(grid=grid.id, wall_ms=wall_ms(), credentials=tuple(membership.chain))
+
+        def owner(peer: NodeKey, hello: Hello) -> Member:
+            return Member(owner=True)
+
+        transport = TlsTransport(key, "127.0.0.1", 0)
+        own = NodeKey(key.public)
+        address = Address("tls", running.host, running.port)
+        connection = await transport.dial(own, [address], DEFAULT_LIMITS.dial_s)
+        setup = SessionSetup(own, hello, Methods(), owner, DEFAULT_LIMITS, wall_ms)
+        session = await open_session(connection, setup)
+        return cls(session, transport, grid, home.submitter_key())
+
+    async def __aenter__(self) -> Channel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._session.close()
+        await self._session.wait_closed()
+        await self._transport.close()
+
+    # -- asking ------------------------------------------------------------------------
+
+    async def _call(self, method: str, request: msgspec.Struct, reply: type[R], timeout_s: float = CALL_S) -> R:
+        return await self._session.call(method, request, reply, timeout_s=timeout_s)
+
+    async def status(self) -> OwnStatus:
+        """The node itself."""
+        return await self._call("own.status", Nothing(), OwnStatus)
+
+    async def peers(self, *, refresh: bool = True) -> PeersReply:
+        """Every node of the grid (a sample, when it has more than 256)."""
+        return await self._call("own.peers", PeersRequest(refresh), PeersReply)
+
+    async def jobs(self) -> tuple[JobLine, ...]:
+        """The jobs this node knows, newest first."""
+        return (await self._call("own.jobs", Nothing(), JobsReply)).jobs
+
+    async def job(self, job: JobId) -> JobLine:
+        """One job, wherever in the grid it is kept."""
+        return await self._call("own.job", JobRequest(job), JobLine)
+
+    async def cancel(self, job: JobId) -> str:
+        """Cancel a job that was submitted here; returns its state."""
+        return (await self._call("own.cancel", JobRequest(job), CancelReply)).state
+
+    async def leave(self) -> None:
+        """Ask the node to stop."""
+        await self._call("own.leave", Nothing(), Ok)
+
+    async def invite(self, roles: tuple[str, ...], expires_ms: int) -> str:
+        """The text of a new invite."""
+        return (await self._call("own.invite", InviteRequest(roles, expires_ms), InviteReply)).text
+
+    async def snapshot(self, *, refresh: bool = False) -> Snapshot:
+        """Everything ``top`` shows."""
+        return await self._call("own.snapshot", PeersRequest(refresh), Snapshot)
+
+    # -- jobs -----------------------------------------------------------------------------
+
+    async def submit(self, job: bytes, batches: Iterable[bytes]) -> tuple[JobId, int]:
+        """Hand a signed job and its batches to the node; returns its id and how many nodes keep it."""
+        contents = list(batches)
+        stream = await self._session.open_stream("own.submit", SubmitHeader(len(contents)))
+        try:
+            await _write_framed(stream, job)
+            for content in contents:
+                await _write_framed(stream, content)
+            stream.finish()
+            reply = decode(await read_framed(stream, MIB), Submitted)
+        finally:
+            stream.reset(Reason.CLOSED)
+        _raise(reply)
+        return JobId(StatementId(reply.job)), reply.keepers
+
+    async def follow(self, job: JobId, *, wait: bool) -> AsyncIterator[FollowEvent]:
+        """News of a job until it has ended; with ``wait`` False what is known now."""
+        stream = await self._session.open_stream("own.follow", FollowHeader(job, wait))
+        stream.finish()
+        try:
+            while True:
+                event = decode(await read_framed(stream, EVENT_BYTES_MAX), FollowEvent)
+                yield event
+                if event.end:
+                    return
+        finally:
+            stream.reset(Reason.CLOSED)
+
+    # -- files -----------------------------------------------------------------------------
+
+    async def put(self, path: Path, *, replicas: int, expires_ms: int, announce: bool = True) -> PutReply:
+        """Store a file in the grid. Raises RefusedError (full), BadDataError."""
+        header = PutHeader(path.name, replicas, expires_ms, announce)
+        file = await asyncio.to_thread(path.open, "rb")
+        with file:
+            return await self._put(header, _pieces(file))
+
+    async def put_bytes(self, data: bytes, *, replicas: int, expires_ms: int, announce: bool = False) -> PutReply:
+        """Store bytes in the grid."""
+        return await self._put(PutHeader("", replicas, expires_ms, announce), _slices(data))
+
+    async def _put(self, header: PutHeader, pieces: AsyncIterator[bytes]) -> PutReply:
+        stream = await self._session.open_stream("own.put", header)
+        try:
+            async for piece in pieces:
+                await stream.write(piece)
+            stream.finish()
+            reply = decode(await read_framed(stream, MIB), PutReply)
+        finally:
+            stream.reset(Reason.CLOSED)
+        _raise(reply)
+        return reply
+
+    async def get(self, blob: BlobId, target: BinaryIO, sources: tuple[bytes, ...] = ()) -> int:
+        """Write a blob to ``target``; returns its size. Raises UnreachableError when nobody who holds it can be reached."""
+        stream = await self._session.open_stream("own.get", GetHeader(blob, sources))
+        stream.finish()
+        try:
+            reply = decode(await read_framed(stream, MIB), PutReply)
+            _raise(reply)
+            left = reply.size_bytes
+            while left:
+                data = await stream.read(min(left, 256 * 1024))
+                if not data:
+                    raise MalformedError("the node stopped in the middle of a blob", reason=Reason.CLOSED)
+                await asyncio.to_thread(target.write, data)
+                left -= len(data)
+        finally:
+            stream.reset(Reason.CLOSED)
+        return reply.size_bytes
+
+
+def _raise(reply: Submitted | PutReply) -> None:
+    if reply.kind:
+        kind = _KINDS.get(reply.kind, P2PGridError)
+        raise kind(reply.error, hint=reply.hint, reason=reply.reason)
+
+
+async def _write_framed(stream: Stream, content: bytes) -> None:
+    await stream.write(LENGTH.pack(len(content)))
+    for start in range(0, len(content), 256 * 1024):
+        await stream.write(content[start : start + 256 * 1024])
+
+
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    while data := await asyncio.to_thread(file.read, 256 * 1024):
+        yield data
+
+
+async def _slices(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 256 * 1024):
+        yield data[start : start + 256 * 1024]
+
+

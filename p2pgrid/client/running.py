@@ -1,0 +1,131 @@
+"""Following a job to its end, and handing its results on in order, whatever order they come in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from p2pgrid.client.channel import Channel
+from p2pgrid.errors import UnreachableError
+from p2pgrid.model.ids import BlobId, JobId
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.values import decode_value
+from p2pgrid.model.work import DIED, NO_INPUT, OK, RAISED, TIMED_OUT, TOO_LARGE
+from p2pgrid.runtimes.command import decode_command_result
+from p2pgrid.services.results import Failure
+from p2pgrid.wire.codec import decode
+from p2pgrid.wire.owner import FollowEvent, JobLine, ResultSpan
+
+FAILURES_SHOWN = 5
+OUTCOME_REASONS = {
+    RAISED: Reason.RAISED,
+    TIMED_OUT: Reason.TIMED_OUT,
+    DIED: Reason.DIED,
+    TOO_LARGE: Reason.TOO_LARGE,
+    NO_INPUT: Reason.NO_INPUT,
+}
+
+
+class UnitFailure(NamedTuple):
+    """A unit without a value."""
+
+    number: int
+    reason: Reason
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass
+class Outcome:
+    """How a job ended."""
+
+    line: JobLine
+    failures: list[UnitFailure] = field(default_factory=list)
+    """The first few; ``line.failed`` counts all."""
+    results: int = 0
+    note: str = ""
+
+
+OnValue = Callable[[int, Any], None]
+"""Called with (number within the results, value), in order."""
+OnEvent = Callable[[FollowEvent], None]
+
+
+
+
+async def collect(
+    channel: Channel,
+    job: JobId,
+    *,
+    wait: bool,
+    on_value: OnValue,
+    on_event: OnEvent = lambda event: None,
+) -> Outcome:
+    """Follow a job; values arrive at ``on_value`` in the order of their units, as soon as that order allows.
+
+    A unit that failed leaves a gap that is passed over. Commands' values are what they wrote to stdout.
+    """
+    held: dict[int, tuple[ResultSpan, int]] = {}
+    following = 0
+    outcome: Outcome | None = None
+    failures: dict[int, UnitFailure] = {}
+    results = 0
+    async for event in channel.follow(job, wait=wait):
+        outcome = Outcome(event.line, note=event.note)
+        on_event(event)
+        for span in event.results:
+            _note_failures(span, failures)
+            if span.first >= event.line.final_first:
+                held[span.first - event.line.final_first] = (span, 0)
+        while following in held:
+            span, _ = held.pop(following)
+            results += await _hand_on(channel, span, event.line, following, on_value)
+            following += len(span.outcomes)
+    if outcome is None:
+        raise UnreachableError("the node said nothing about the job", reason=Reason.CLOSED)
+    for first in sorted(held):
+        results += await _hand_on(channel, held[first][0], outcome.line, first, on_value)
+    outcome.failures = [failures[number] for number in sorted(failures)]
+    outcome.results = results
+    return outcome
+
+
+def _note_failures(span: ResultSpan, failures: dict[int, UnitFailure]) -> None:
+    if span.outcomes.count(OK) == len(span.outcomes):
+        return
+    for position, outcome in enumerate(span.outcomes):
+        if outcome != OK and (len(failures) < FAILURES_SHOWN or span.first + position < max(failures)):
+            reason = OUTCOME_REASONS.get(outcome, Reason.DIED)
+            raw = bytes(span.values[position])
+            failure = decode(raw, Failure) if raw[:1] >= b"\x80" and raw[:1] < b"\x90" else Failure()
+            number = span.first + position
+            failures[number] = UnitFailure(number, reason, failure.type, failure.message or reason.sentence, failure.traceback)
+            while len(failures) > FAILURES_SHOWN:
+                failures.pop(max(failures))
+
+
+async def _hand_on(channel: Channel, span: ResultSpan, line: JobLine, number: int, on_value: OnValue) -> int:
+    blobs = {position: (blob, holders) for position, blob, holders in span.blobs}
+    handed = 0
+    for position, outcome in enumerate(span.outcomes):
+        if outcome != OK:
+            continue
+        raw: bytes | msgspec.Raw = span.values[position]
+        if position in blobs:
+            raw = await read_blob(channel, *blobs[position])
+        value: Any = decode_command_result(raw).stdout if line.runtime == "command" else decode_value(raw)
+        on_value(number + position, value)
+        handed += 1
+    return handed
+
+
+async def read_blob(channel: Channel, blob: bytes, holders: tuple[bytes, ...]) -> bytes:
+    """The content of a blob, in memory."""
+    buffer = io.BytesIO()
+    await channel.get(BlobId(blob), buffer, holders)
+    return buffer.getvalue()
