@@ -103,7 +103,7 @@ class _MemoryPipe:
 
     def _forget(self) -> None:
         self.trusted()
-        self._transport.pipes.discard(self)
+        self._transport.pipes.pop(self, None)
 
 
 class MemoryNetwork:
@@ -158,7 +158,8 @@ class MemoryTransport:
         self.key = key
         self.limits = limits
         self.strangers = 0
-        self.pipes: set[_MemoryPipe] = set()
+        self.pipes: dict[_MemoryPipe, None] = {}
+        """In the order they came, so that a simulation repeats exactly."""
         self._accepted: Inbox[MuxConnection] = Inbox()
 
     async def start(self) -> None:
@@ -188,8 +189,8 @@ class MemoryTransport:
         near.other, far.other = far, near
         near.connection = MuxConnection(near, peer, self.limits, dialled=True)
         far.connection = MuxConnection(far, self.key, target.limits, dialled=False)
-        self.pipes.add(near)
-        target.pipes.add(far)
+        self.pipes[near] = None
+        target.pipes[far] = None
         far.mark_stranger()
         loop.call_later(target.limits.unauthenticated_s, target._expire, far)
         target._accepted.put(far.connection)

@@ -56,7 +56,7 @@ class Pool:
         self._peers: dict[NodeKey, list[Session]] = {}
         self._owners: list[Session] = []
         self._dials: dict[NodeKey, asyncio.Task[Session]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._on_open: list[Opened] = []
         self._on_close: list[Closed] = []
         self._heart = Heart(limits, self._all, self._close_surplus)
@@ -255,5 +255,8 @@ class Pool:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]

@@ -93,7 +93,7 @@ class Session:
         self._pending: dict[int, _Waiting] = {}
         self._sweeping = False
         self._answerer = Answerer(self, setup.methods, setup.limits)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended: P2PGridError | None = None
         self._on_end: list[Callable[[Session, str], None]] = []
@@ -403,8 +403,11 @@ class Session:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
 
     def spawn_bounded(self, work: Coroutine[Any, Any, None]) -> None:
         if len(self._tasks) >= _TASKS_MAX:
@@ -431,7 +434,7 @@ class Session:
             self._ready.set_exception(error)
             self._ready.exception()
         current = asyncio.current_task()
-        for task in self._tasks:
+        for task in list(self._tasks):
             if task is not current:
                 task.cancel()
         callbacks, self._on_end = self._on_end, []

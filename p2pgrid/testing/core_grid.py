@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from blake3 import blake3
 
@@ -20,7 +21,7 @@ from p2pgrid.core.ledger import DONE, OPEN, Ledger
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.job import BatchRef, Derive, Job, KeeperSet, UnitLimits
-from p2pgrid.model.work import ANSWERS, DIED, OK, TIMED_OUT, Grant, Receipt, UnitRange
+from p2pgrid.model.work import ANSWERS, DIED, OK, TIMED_OUT, Decision, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.testing.heap import EventHeap
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import S, Signed, statement_id
@@ -63,6 +64,8 @@ class Scenario:
     colluding: bool = False
     """Liars tell the same lie."""
     misses: float = 0.0
+    forgeries: float = 0.0
+    """Chance per second that somebody sends the lead a receipt, or a keeper a decision, that must not count."""
     faults_until_s: float = 60.0
     limit_s: float = 900.0
 
@@ -90,6 +93,8 @@ class CoreGrid:
     keepers: dict[bytes, Ledger] = field(init=False)
     granted_units: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    forged: int = 0
+    """Forgeries that were refused."""
     over: bool = False
 
     def __post_init__(self) -> None:
@@ -104,7 +109,7 @@ class CoreGrid:
         named = oracle(KeeperSet(EXPIRES_MS, self.job.id, 0, b"L" * 32, names), b"S" * 32)
         self.keepers = {name: self._ledger(named) for name in names}
         self.lead = leading.Lead(self._ledger(named), lambda body: oracle(body, b"L" * 32), self.heap.rng)
-        self.log: list[Signed[object]] = []
+        self.log: list[Signed[Any]] = []
         self.pushes = PushBook()
         for name in names:
             self.pushes.add(name)
@@ -198,6 +203,8 @@ class CoreGrid:
                 self._crash(node)
             elif node.alive and self._chance(self.scenario.flaps):
                 self._lead(leading.WorkerGone(node.key))
+        if self._chance(self.scenario.forgeries):
+            self._forge()
         self._known()
         self._lead(leading.Tick())
         self._push()
@@ -309,6 +316,31 @@ class CoreGrid:
         except P2PGridError as error:
             self.refused[error.reason] += 1
 
+    # -- forgeries -----------------------------------------------------------------
+
+    def _forge(self) -> None:
+        """Send what breaks one rule. What is taken over all the same shows at the end."""
+        ledger, rng = self.lead.ledger, self.heap.rng
+        if not ledger.grants or not ledger.receipt_list:
+            return
+        grant = rng.choice(list(ledger.grants.values()))
+        thief = rng.choice([key for key in self.nodes if key != grant.body.worker] or [NodeKey(b"T" * 32)])
+        lies = b"".join(blake3(b"forged" + bytes([number % 256])).digest() for number in range(sum(one.units for one in grant.body.ranges)))
+        stolen = Receipt(EXPIRES_MS, self.job.id, grant.id, grant.body.ranges, bytes(len(lies) // 32), lies, 0, bytes(32))
+        self._try(lambda: self._lead(leading.Delivered(oracle(stolen, thief))))
+        receipt = rng.choice(ledger.receipt_list)
+        entry = DecisionEntry(*receipt.body.ranges[0][:3], OK, b"r" * 32, (0,))
+        keeper = rng.choice(list(self.keepers))
+        for author in (keeper, bytes(thief)):
+            decision = Decision(EXPIRES_MS, self.job.id, 0, (receipt.id,), (entry,))
+            self._try(lambda signer=author, body=decision: self.keepers[keeper].add(oracle(body, signer)))  # type: ignore[misc]
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except P2PGridError:
+            self.forged += 1
+
     # -- what must hold at the end -----------------------------------------------------
 
     def check_end(self) -> None:
@@ -316,6 +348,7 @@ class CoreGrid:
         ledger = self.lead.ledger
         self.lead.check()
         check_decisions(ledger)
+        check_dissent(self.log, ledger)
         assert not ledger.conflicts, "one lead never contradicts itself"
         assert not self.refused, f"an honest delivery was refused: {self.refused}"
         if not self.scenario.misses:
@@ -341,6 +374,30 @@ def summary(ledger: Ledger) -> tuple[object, ...]:
     answers = [(one.outcome in ANSWERS, one.digest) if one is not None else None for one in found]
     states = [ledger.state(*unit) for unit in units]
     return ledger.done, ledger.failed, states, answers, set(ledger.grants), set(ledger.receipts), ledger.conflicts, ledger.doubted
+
+
+def check_dissent(log: list[Signed[Any]], ledger: Ledger) -> None:
+    """A decision counts every answer its lead knew: those who agree are q more than those who do not."""
+    said: dict[tuple[int, int], dict[bytes, tuple[int, bytes]]] = {}
+    if ledger.job.body.quorum == 1:
+        return
+    for statement in log:
+        body = statement.body
+        if isinstance(body, Receipt):
+            place = 0
+            for batch, start, count, _ in body.ranges:
+                for unit in range(start, start + count):
+                    word = body.outcomes[place], body.digests[place * 32 : place * 32 + 32]
+                    if word[0] in ANSWERS:
+                        said.setdefault((batch, unit), {}).setdefault(statement.author, word)
+                    place += 1
+        elif isinstance(body, Decision):
+            for entry in body.entries:
+                for unit in range(entry.start, entry.start + entry.units):
+                    votes = Counter(said.get((entry.batch, unit), {}).values())
+                    winner = max(votes.values(), default=0)
+                    if entry.outcome in ANSWERS:
+                        assert winner >= ledger.job.body.quorum + sum(votes.values()) - winner, "dissent was left out"
 
 
 def check_decisions(ledger: Ledger) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from p2pgrid.core import checks, columns, lead, ledger, leases, quorum, verdicts, worker
+from p2pgrid.core import lead, leases, ledger, verdicts, worker
 from p2pgrid.errors import P2PGridError
-from p2pgrid.testing.core_grid import CoreGrid, Scenario, check_decisions, summary
+from p2pgrid.testing.core_grid import CoreGrid, Scenario
 
 SEEDS = 200
 PLANT_SEEDS = 40
@@ -37,6 +37,7 @@ def scenario_of(seed: int) -> Scenario:
         liars=rng.randint(0, quorum - 1) if hostile else 0,
         colluding=rng.random() < 0.5,
         misses=rng.choice((0.0, 0.0, 0.1)) if hostile else 0.0,
+        forgeries=rng.choice((0.0, 0.3)) if hostile else 0.0,
     )
 
 
@@ -52,6 +53,11 @@ def run_seeds(count: int, first: int = 0) -> int:
 def test_every_invariant_holds_after_every_event_of_two_hundred_runs(part: int) -> None:
     count = SEEDS // 4
     assert run_seeds(count, part * count) > 50 * count
+
+
+def test_forgeries_are_tried_and_refused() -> None:
+    grids = [CoreGrid(Scenario(forgeries=1.0, quorum=quorum, liars=quorum - 1), seed).run() for quorum in (1, 2) for seed in range(5)]
+    assert all(grid.forged >= 3 for grid in grids)
 
 
 def test_a_seed_replays_exactly() -> None:
@@ -147,20 +153,36 @@ def pending_not_restored(_: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, lease: self.book.end(lease) and None
 
 
-def late_receipt_counted_twice(original: Callable[..., Any]) -> Callable[..., Any]:
+def counted_twice(original: Callable[..., Any]) -> Callable[..., Any]:
     def bug(self: Any, batch: int, state: int, units: int) -> None:
         original(self, batch, state, units)
-        original(self, batch, state, 0 if self.open_in[batch] else 1)
+        self.done += 1
 
     return bug
 
 
-def decided_units_stay_wanted(_: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *_: None
+def anything_granted(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda receipt, grant: 1 << 20
 
 
-def invitation_lost(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, lease, ranges: None
+def never_answered(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, book_lease, ranges: None
+
+
+def level_never_opens(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: []
+
+
+def nothing_again(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, worker_state, want, now: []
+
+
+def tasks_never_end(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bug(self: Any, event: Any, source: Any) -> None:
+        if not isinstance(event, worker.TaskEnded):
+            original(self, event, source)
+
+    return bug
 
 
 PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
@@ -170,8 +192,13 @@ PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
     ("who had a unit is ignored", leases.LeaseBook, "_never_had", avoid_ignored),
     ("a disagreement asks for nobody", leases.LeaseBook, "want", widening_forgotten),
     ("units of a departed worker are forgotten", lead.Lead, "_return", pending_not_restored),
-    ("a unit is counted twice", ledger.Ledger, "_count", late_receipt_counted_twice),
-    ("an answered lease stays owed", leases.LeaseBook, "answered", invitation_lost),
+    ("a unit is counted twice", ledger.Ledger, "_count", counted_twice),
+    ("an answered lease stays owed", leases.LeaseBook, "answered", never_answered),
+    ("a receipt without a lease counts", ledger, "check_receipt", anything_granted),
+    ("keepers take decisions over unchecked", ledger, "check_entry", checks_nothing),
+    ("a finished level opens no other", lead.Lead, "_advance", level_never_opens),
+    ("a unit that everybody had is never leased again", lead.Lead, "_take_again", nothing_again),
+    ("a core is never free again", worker.Worker, "_on_source", tasks_never_end),
 ]
 
 

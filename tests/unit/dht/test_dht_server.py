@@ -86,7 +86,7 @@ async def test_a_publication_outlives_its_first_record_because_upkeep_says_it_ag
 
 
 async def test_holders_hand_copies_on_when_others_died_but_never_past_the_expiry(swarm: Swarm) -> None:
-    await swarm.grow(30)
+    await swarm.grow(20)
     author = swarm.nodes[0]
     await author.publish(RecordKind.BLOB_HOLDER, KEY, b"v", 6 * 3600)
     await author.tasks.close(1)
@@ -121,21 +121,29 @@ async def test_a_small_grid_is_enumerated_completely(swarm: Swarm) -> None:
     assert not complete
 
 
-async def test_a_sample_shows_about_twenty_distinct_nodes(swarm: Swarm) -> None:
-    await swarm.grow(48)
+async def test_a_sample_shows_about_twenty_distinct_nodes_though_most_are_behind_nat(swarm: Swarm) -> None:
+    assert swarm.network is not None
+    await swarm.grow(12)
+    for index in range(40):
+        host = f"10.7.0.{index + 1}"
+        swarm.network.nat.add(host)
+        await swarm.add(host=host)
+    assert sum(node.is_server for node in swarm.nodes) == 12
     await publish_all(swarm)
-    counts = [len(await node.sample_nodes()) for node in swarm.nodes[:10]]
-    print(f"\ndistinct nodes in a sample: {sorted(counts)}")
-    assert min(counts) >= 10
-    assert max(counts) <= 24
+    samples = [await node.sample_nodes() for node in swarm.nodes[::5]]
+    counts = sorted(len(sample) for sample in samples)
+    print(f"\ndistinct nodes in a sample: {counts}")
+    assert counts[len(counts) // 2] >= 14
+    assert counts[-1] <= 24
+    assert len({record.author for sample in samples for record in sample}) >= 45, "together they see nearly everybody"
 
 
 async def test_loss_and_delay_slow_lookups_down_but_lose_nothing() -> None:
     network = MemoryNetwork(random.Random(3), latency_s=(0.001, 0.02), loss=0.05)
     swarm = Swarm(12, network=network, settings=DhtSettings(timeout_start_s=0.2, timeout_min_s=0.08, timeout_max_s=0.3))
     try:
-        await swarm.grow(25)
-        keys = [DhtId(swarm.rng.randbytes(20)) for _ in range(15)]
+        await swarm.grow(15)
+        keys = [DhtId(swarm.rng.randbytes(20)) for _ in range(8)]
         for key in keys:
             assert await swarm.rng.choice(swarm.nodes).publish(RecordKind.BLOB_HOLDER, key, b"v", 600) >= 5
         for key in keys:
@@ -228,9 +236,9 @@ async def test_peers_survive_a_restart_as_plain_json(swarm: Swarm) -> None:
     await swarm.grow(10)
     data = json.loads(json.dumps(swarm.nodes[3].peers_to_persist()))
     peers = GridServer.peers_from_persisted([*data, None, {}, {"key": "x", "host": "h", "port": 1}, {"key": 1, "host": "8.8.8.8", "port": 2}])
-    assert len(peers) == len(data) == 9
+    assert len(peers) == len(data) >= 8
     newcomer = await swarm.add(join=False)
-    assert await newcomer.bootstrap(peers) == 9
+    assert await newcomer.bootstrap(peers) == len(peers)
 
 
 async def test_a_restart_without_any_live_peer_founds_anew_and_finds_its_peers_later(swarm: Swarm) -> None:
