@@ -11,7 +11,7 @@ run as inherited. To them an address is (key, place). Replaced are:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from p2pgrid.dht.answers import Answers
@@ -368,13 +368,9 @@ class GridProtocol(KademliaProtocol):
             self.rpc_store(sender, self.source_node.id, slot[1], raw)
         return Done()
 
-    def run_errand(self, errand: Awaitable[None]) -> Reply:
+    def run_errand(self, errand: Coroutine[Any, Any, None]) -> Reply:
         """Do something slow for a peer in the background, or say that we are busy."""
-
-        async def run() -> None:
-            await errand
-
-        return Done() if self.errands.start(run()) else Refused(Reason.BUSY)
+        return Done() if self.errands.start(errand) else Refused(Reason.BUSY)
 
     def outstanding_len(self) -> int:
         """How many calls wait for an answer."""

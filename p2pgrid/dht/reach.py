@@ -20,7 +20,6 @@ from p2pgrid.model.ids import NodeKey
 
 _ASKED_MAX = 3
 _PUBLIC_NEEDED = 2
-_ANSWER_S = 1.5
 
 
 class Reach:
@@ -58,10 +57,7 @@ class Reach:
         return proven
 
     async def _any_direct(self, peers: Sequence[GridNode]) -> bool:
-        for node in peers:
-            if await self._probe(node, relay=False):
-                return True
-        return False
+        return any(await asyncio.gather(*(self._probe(node, relay=False) for node in peers)))
 
     async def _public(self, peers: Sequence[GridNode]) -> bool:
         unrelated: dict[object, GridNode] = {}
@@ -89,7 +85,7 @@ class Reach:
         try:
             result = await protocol.request((node.key, node.place), Probe(token, relay))
             if isinstance(result.value, Done):
-                async with asyncio.timeout(_ANSWER_S):
+                async with asyncio.timeout(protocol.rtt.timeout_s(protocol.settings)):
                     await arrived.wait()
         except TimeoutError:
             return False

@@ -104,7 +104,7 @@ class Delivering:
             gathered.storing += 1
             self._tasks.spawn(self._store(source, gathered, unit_range, chunk), "store")
             return
-        self._put(source, unit_range, chunk.outcomes, list(chunk.payloads), chunk.run_us)
+        self._put(source, unit_range, _answered(chunk.outcomes), list(chunk.payloads), chunk.run_us)
 
     def add_missed(self, source: Source, unit_range: UnitRange, outcome: int, error: P2PGridError) -> None:
         """Units that could not even be started."""
@@ -128,7 +128,6 @@ class Delivering:
         digests: bytes | None = None,
     ) -> _Gathered:
         gathered = self._open(source)
-        outcomes = outcomes.replace(bytes([Outcome.UNENCODABLE]), bytes([RAISED]))
         if digests is None:
             if outcomes.count(RAISED):
                 digests = b"".join(digest_of(outcome, bytes(value)) for outcome, value in zip(outcomes, values, strict=True))
@@ -149,7 +148,7 @@ class Delivering:
     async def _store(self, source: Source, opened: _Gathered, unit_range: UnitRange, chunk: BatchChunk) -> None:
         """Store results that do not fit into a receipt, on as many nodes as the job asks for."""
         inline_max = self._context.limits.result_inline_bytes
-        outcomes = bytearray(chunk.outcomes.replace(bytes([Outcome.UNENCODABLE]), bytes([RAISED])))
+        outcomes = bytearray(_answered(chunk.outcomes))
         values: list[bytes] = [bytes(payload) for payload in chunk.payloads]
         digests = [digest_of(outcome, raw) for outcome, raw in zip(outcomes, values, strict=True)]
         holders: set[bytes] = set()
@@ -271,6 +270,11 @@ class Delivering:
 
     async def close(self) -> None:
         await self._tasks.close()
+
+
+def _answered(outcomes: bytes) -> bytes:
+    """A value that cannot travel is an answer of the unit's code, like an exception."""
+    return outcomes.replace(bytes([Outcome.UNENCODABLE]), bytes([RAISED]))
 
 
 def _first(items: list[Delivered]) -> list[Delivered]:

@@ -32,6 +32,7 @@ from p2pgrid.services.results import Payloads
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.store.index import JobRow
 from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES
+from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, open_envelope
 from p2pgrid.wire.messages import DeltaRequest, JobReadReply, JobReadRequest, LogRecord, Ok
 
@@ -44,6 +45,8 @@ STATEMENTS: dict[int, type[Statement]] = {
     kinds.SETTLED: Settled,
 }
 CLEAN_S = 60.0
+KEEPS = encode(1)
+"""Value of a keeper's record: the author is what it points at. An empty one would withdraw it."""
 KEEPERS_TTL_S = 48 * 3600.0
 
 
@@ -144,7 +147,7 @@ class Keeping:
         return kept
 
     async def _announce(self, job: JobId) -> None:
-        await self._dht.publish(RecordKind.JOB_KEEPERS, dht_id_of_job(job), b"", KEEPERS_TTL_S)
+        await self._dht.publish(RecordKind.JOB_KEEPERS, dht_id_of_job(job), KEEPS, KEEPERS_TTL_S)
 
     def _absorb(self, kept: KeptJob, records: Sequence[LogRecord], sender: bytes | None) -> list[LogRecord]:
         """Verify records and merge them; returns those that are new, with the payloads of new receipts."""

@@ -41,6 +41,8 @@ LENGTH = struct.Struct(">I")
 CHUNKS_PER_READ = 16
 FETCH_SOURCES_MAX = 4
 HOLDER_TTL_S = 24 * 3600.0
+HOLDS = encode(1)
+"""Value of a holder's record: the author is what it points at. An empty one would withdraw it."""
 STALL_S = 30.0
 """A transfer without a chunk for this long is given up."""
 
@@ -136,7 +138,7 @@ class Storing:
 
     async def announce(self, blob: BlobId) -> None:
         """Record this node as a holder, for everybody who looks for the blob."""
-        await self._dht.publish(RecordKind.BLOB_HOLDER, dht_id_of_blob(blob), b"", HOLDER_TTL_S)
+        await self._dht.publish(RecordKind.BLOB_HOLDER, dht_id_of_blob(blob), HOLDS, HOLDER_TTL_S)
 
     # -- fetching ------------------------------------------------------------------------
 

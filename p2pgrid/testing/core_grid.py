@@ -96,6 +96,7 @@ class CoreGrid:
     forged: int = 0
     """Forgeries that were refused."""
     over: bool = False
+    _answered: Counter[bytes] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         scenario = self.scenario
@@ -147,7 +148,7 @@ class CoreGrid:
         return self.over and self.pushes.complete(len(self.log))
 
     def _check_each(self) -> None:
-        if self.heap.steps % 2 == 0 or self.heap.steps < 200:
+        if self.heap.steps % 4 == 0 or self.heap.steps < 200:
             self.lead.check()
         for node in self.nodes.values():
             node.machine.check()
@@ -311,10 +312,18 @@ class CoreGrid:
         self._send(lambda: self._take(receipt), again)
 
     def _take(self, receipt: Signed[Receipt]) -> None:
+        new = receipt.id not in self.lead.ledger.receipts
         try:
             self._lead(leading.Delivered(receipt))
         except P2PGridError as error:
             self.refused[error.reason] += 1
+            return
+        grant = receipt.body.grant
+        self._answered[grant] += len(receipt.body.outcomes) if new else 0
+        lease = self.lead.book.leases.get(grant)
+        if lease is not None:
+            leased = sum(unit_range.units for unit_range in lease.ranges)
+            assert lease.open == leased - self._answered[grant], "a lease owes what was answered"
 
     # -- forgeries -----------------------------------------------------------------
 
@@ -349,6 +358,7 @@ class CoreGrid:
         self.lead.check()
         check_decisions(ledger)
         check_dissent(self.log, ledger)
+        check_leases(self.log, ledger)
         assert not ledger.conflicts, "one lead never contradicts itself"
         assert not self.refused, f"an honest delivery was refused: {self.refused}"
         if not self.scenario.misses:
@@ -374,6 +384,23 @@ def summary(ledger: Ledger) -> tuple[object, ...]:
     answers = [(one.outcome in ANSWERS, one.digest) if one is not None else None for one in found]
     states = [ledger.state(*unit) for unit in units]
     return ledger.done, ledger.failed, states, answers, set(ledger.grants), set(ledger.receipts), ledger.conflicts, ledger.doubted
+
+
+def check_leases(log: list[Signed[Any]], ledger: Ledger) -> None:
+    """Where answers are compared, nobody is leased a unit that it answered before."""
+    answered: set[tuple[int, int, bytes]] = set()
+    if ledger.job.body.quorum == 1:
+        return
+    for statement in log:
+        body = statement.body
+        if isinstance(body, Grant):
+            for batch, start, count, _ in body.ranges:
+                units = range(start, start + count)
+                assert not any((batch, unit, body.worker) in answered for unit in units), "leased to who answered it"
+        elif isinstance(body, Receipt):
+            outcomes = iter(body.outcomes)
+            for batch, start, count, _ in body.ranges:
+                answered |= {(batch, unit, statement.author) for unit in range(start, start + count) if next(outcomes) in ANSWERS}
 
 
 def check_dissent(log: list[Signed[Any]], ledger: Ledger) -> None:
@@ -422,7 +449,8 @@ def check_decisions(ledger: Ledger) -> None:
                 decided[entry.batch, unit] += 1
                 cited = [decision.body.receipts[ordinal] for ordinal in entry.cited]
                 words = {said[receipt, entry.batch, unit] for receipt in cited}
-                assert len(words) == 1 and words.pop()[0] == entry.outcome, "cited receipts differ"
+                assert {word[0] for word in words} == {entry.outcome}, "cited receipts say something else"
+                assert len(words) == 1, "cited receipts differ"
                 done += entry.outcome == OK
                 if entry.outcome in ANSWERS:
                     bodies = [ledger.receipt_list[ledger.receipts[receipt]] for receipt in cited]

@@ -51,7 +51,12 @@ class Attacker:
         await self.carrier.open(lambda data, _place: self.received.append(data))
 
     def datagram(self, victim: GridServer, message: Message, **changes: object) -> bytes:
-        given: dict[str, object] = {"grid": self.swarm.grid, "to": victim.node.key, "time_ms": self.swarm.clock.wall_ms(), "credential": b""}
+        given: dict[str, object] = {
+            "grid": self.swarm.grid,
+            "to": victim.node.key,
+            "time_ms": self.swarm.clock.wall_ms(),
+            "credential": b"",
+        }
         given |= changes
         frame, request_id = changes.get("frame", REQUEST), changes.get("request_id", b"q" * 20)
         flags, payload = pack_payload(frame, request_id, encode(message), credential=given["credential"])  # type: ignore[arg-type]

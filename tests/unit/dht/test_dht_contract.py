@@ -87,9 +87,7 @@ def test_every_method_that_the_stub_declares_exists() -> None:
     assert declared > 50
 
 
-@pytest.mark.parametrize(
-    "name", ["call_find_node", "call_ping", "call_store", "rpc_ping", "rpc_store", "rpc_find_node", "connection_made"]
-)
+@pytest.mark.parametrize("name", ["call_find_node", "call_ping", "call_store", "rpc_ping", "rpc_store", "rpc_find_node", "connection_made"])
 def test_the_protocol_runs_these_inherited_methods(name: str) -> None:
     assert getattr(GridProtocol, name) is getattr(kademlia.protocol.KademliaProtocol, name)
 

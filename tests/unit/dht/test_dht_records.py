@@ -183,7 +183,9 @@ def test_walk_goes_through_node_records_in_order_and_sample_draws_from_them() ->
 
 @settings(max_examples=60, deadline=None)
 @given(
-    steps=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 5), st.integers(1, 400), st.integers(0, 200)), max_size=60)
+    steps=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 5), st.integers(1, 400), st.integers(0, 200)), max_size=60
+    )
 )
 def test_the_store_agrees_with_a_plain_model(steps: list[tuple[int, int, int, int, int]]) -> None:
     time = Time()

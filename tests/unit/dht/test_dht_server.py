@@ -235,7 +235,9 @@ async def test_a_peer_that_forgot_us_asks_who_we_are_and_the_call_still_succeeds
 async def test_peers_survive_a_restart_as_plain_json(swarm: Swarm) -> None:
     await swarm.grow(10)
     data = json.loads(json.dumps(swarm.nodes[3].peers_to_persist()))
-    peers = GridServer.peers_from_persisted([*data, None, {}, {"key": "x", "host": "h", "port": 1}, {"key": 1, "host": "8.8.8.8", "port": 2}])
+    peers = GridServer.peers_from_persisted(
+        [*data, None, {}, {"key": "x", "host": "h", "port": 1}, {"key": 1, "host": "8.8.8.8", "port": 2}]
+    )
     assert len(peers) == len(data) >= 8
     newcomer = await swarm.add(join=False)
     assert await newcomer.bootstrap(peers) == len(peers)

@@ -1,4 +1,4 @@
-"""Blob addresses."""
+"""Blob addresses: what they are made of, and that a chunk is checked alone and only at its own place."""
 
 from __future__ import annotations
 

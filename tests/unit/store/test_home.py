@@ -122,7 +122,7 @@ def test_the_first_key_stays_when_two_processes_make_one(home: Home) -> None:
     other = Home(home.folder, lambda size: b"o" * size)
 
     def interrupted(size: int) -> bytes:
-        assert other.node_key()
+        other.node_key()
         return b"m" * size
 
     Home(home.folder, interrupted).node_key()
