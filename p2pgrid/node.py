@@ -8,7 +8,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -84,13 +84,17 @@ class Node:
         self.ports = ports
         self.key = home.node_key()
         self.stopping = asyncio.Event()
+        self._closing = AsyncExitStack()
         self._judge = Judge(membership.grid, ports.wall_ms)
         self.member = self._judge.judge(NodeKey(self.key.public), membership.chain)
         self._instance = ports.random_bytes(16)
         self._started_s = ports.clock()
 
     async def start(self) -> None:
-        """Open the disk, the network and the DHT; join the grid. Raises ConfigError, or what the first contact said."""
+        """Open the disk, the network and the DHT; join the grid. Raises ConfigError, or what the first contact said.
+
+        Whatever was opened is closed by :meth:`close`, also after an error here.
+        """
         self._open_disk()
         self.methods = Methods()
         await self._open_network()
@@ -103,10 +107,13 @@ class Node:
         self.index, self.index_report = Index.open(home.index)
         scan = self.index_report.rebuilt or not self.index_report.was_clean
         storage = self.config.policy.storage_bytes
+        self._closing.callback(self.index.close)
         self.blobs = BlobStore(home.blobs, storage, self.index, now_ms=ports.wall_ms(), scan=scan, limits=self.config.limits)
         self.ledgers = Ledgers(home.ledger, ports.random_bytes, limits=self.config.limits)
         self.log_port = LedgerWriter(self.ledgers)
+        self._closing.callback(self.log_port.close)
         self.offload = ThreadOffload()
+        self._closing.push_async_callback(self.offload.close)
 
     async def _open_network(self) -> None:
         """One port number for TCP and UDP; without a wish for one, another is tried when it is half taken."""
@@ -142,6 +149,8 @@ class Node:
                 if config.port or attempt == PORT_TRIES - 1:
                     raise
             else:
+                self._closing.push_async_callback(self.pool.close)
+                self._closing.push_async_callback(self.dht.close)
                 return
 
     def _make_services(self) -> None:
@@ -191,14 +200,19 @@ class Node:
 
     async def _join(self) -> None:
         """Meet the grid: over a session first, which tells why it refuses, then in the DHT."""
+        self._closing.push_async_callback(self.workers.close)
         await self.workers.start()
-        await self.leading.start()
-        await self.keeping.start()
-        await self.working.start()
+        for service in (self.peers, self.storing):
+            self._closing.push_async_callback(service.close)
+        for starting in (self.keeping, self.leading, self.working):
+            self._closing.push_async_callback(starting.close)
+            await starting.start()
         contacts = self._contacts()
         if contacts:
             await self._first_contact(contacts)
         await self.dht.bootstrap([(NodeKey(contact.key), contact.host, contact.port) for contact in contacts])
+        self._closing.push_async_callback(self.peers.withdraw)
+        self._closing.callback(self._save_peers)
         await self.peers.start(discover=self.config.discover)
 
     def _contacts(self) -> list[Contact]:
@@ -282,16 +296,8 @@ class Node:
     # -- the end -----------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Leave in good order. Everything is bounded in time; nothing is left running."""
-        self._save_peers()
-        for service in (self.working, self.leading, self.keeping, self.storing, self.peers):
-            await service.close()
-        await self.workers.close()
-        await self.dht.close()
-        await self.pool.close()
-        self.log_port.close()
-        await self.offload.close()
-        self.index.close()
+        """Leave in good order, the last that was opened first. Bounded in time; nothing is left running."""
+        await self._closing.aclose()
 
     def _save_peers(self) -> None:
         peers = self.dht.peers_to_persist()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from blake3 import blake3
-
 from p2pgrid.core.columns import check_apart, columns_of, within
 from p2pgrid.errors import IntegrityError, MalformedError, RefusedError
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import ANSWERS, NO_INPUT, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.wire.codec import digest_of
 from p2pgrid.wire.envelope import Signed
 
 HOLDERS_MAX = 64
@@ -54,7 +53,7 @@ def check_entry(entry: DecisionEntry, receipts: Sequence[Signed[Receipt]], grant
     agree = [receipts[ordinal] for ordinal in entry.cited]
     for receipt in agree:
         outcomes, digests = columns_of(receipt.body, entry)
-        if outcomes != bytes([entry.outcome]) * entry.units or blake3(digests).digest() != entry.root:
+        if outcomes != bytes([entry.outcome]) * entry.units or digest_of(digests) != entry.root:
             raise IntegrityError("the receipts do not bear a decision out", reason=Reason.NOT_GRANTED)
     if entry.outcome not in ANSWERS:
         return

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from blake3 import blake3
-
 from p2pgrid.core.columns import Column
 from p2pgrid.core.quorum import Answer, judge
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.work import ANSWERS, DecisionEntry, Receipt
+from p2pgrid.wire.codec import digest_of
 
 
 def sole_verdict(body: Receipt, column_of: Callable[[int], Column]) -> list[DecisionEntry]:
@@ -41,7 +40,7 @@ def _runs_alike(body: Receipt, batch: int, unit: int, position: int, count: int)
         same = len(rest) - len(rest.lstrip(rest[:1]))
         if outcome in ANSWERS:
             digests = body.digests[position * DIGEST_BYTES : (position + same) * DIGEST_BYTES]
-            entries.append(DecisionEntry(batch, unit, same, outcome, blake3(digests).digest(), (0,)))
+            entries.append(DecisionEntry(batch, unit, same, outcome, digest_of(digests), (0,)))
         position, unit = position + same, unit + same
     return entries
 
@@ -92,4 +91,4 @@ def join_entries(parts: Iterable[tuple[DecisionEntry, bytes]]) -> list[DecisionE
         else:
             joined.append(entry)
             digests.append([digest])
-    return [entry._replace(root=blake3(b"".join(these)).digest()) for entry, these in zip(joined, digests, strict=True)]
+    return [entry._replace(root=digest_of(b"".join(these))) for entry, these in zip(joined, digests, strict=True)]

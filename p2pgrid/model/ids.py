@@ -24,7 +24,7 @@ DhtId = NewType("DhtId", bytes)
 BlobId = NewType("BlobId", bytes)
 """32 bytes: the address of a blob (docs/spec/blobs.md)."""
 StatementId = NewType("StatementId", bytes)
-"""32 bytes: BLAKE3 of a signed statement's body."""
+"""32 bytes: BLAKE3 of the author's key and the body of a signed statement."""
 JobId = NewType("JobId", StatementId)
 """The statement id of a signed job."""
 

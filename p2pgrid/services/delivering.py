@@ -1,6 +1,6 @@
 """From results to acknowledged receipts: gathered, signed once a batch, delivered until somebody has them on disk.
 
-Results of one lease are gathered for a tenth of a second or 1,024 units, or until its task ends. Large results
+Results of one lease are gathered for a tenth of a second or 1,024 units, or until its last task ends. Large results
 and files are stored on several nodes before their receipt is signed.
 """
 
@@ -23,7 +23,7 @@ from p2pgrid.model.work import OK, RAISED, Receipt, ResultFile, UnitRange
 from p2pgrid.runtimes.tasks import BatchChunk, FileOutput, Outcome
 from p2pgrid.services.context import Context
 from p2pgrid.services.peers import Peers
-from p2pgrid.services.results import NIL, Failure, digest_of
+from p2pgrid.services.results import NIL, Failure, digest_of, value_digest
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.codec import encode
@@ -132,7 +132,7 @@ class Delivering:
             if outcomes.count(RAISED):
                 digests = b"".join(digest_of(outcome, bytes(value)) for outcome, value in zip(outcomes, values, strict=True))
             else:
-                digests = b"".join([blob_id_of(bytes(value)) for value in values])
+                digests = b"".join([value_digest(bytes(value)) for value in values])
         gathered.ranges.append(unit_range)
         gathered.outcomes += outcomes
         gathered.digests += digests

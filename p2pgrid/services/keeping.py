@@ -32,8 +32,8 @@ from p2pgrid.services.results import Payloads
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.store.index import JobRow
 from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES
-from p2pgrid.wire.codec import encode
-from p2pgrid.wire.envelope import Signed, open_envelope
+from p2pgrid.wire.codec import decode, encode
+from p2pgrid.wire.envelope import Signed, open_envelope, peek
 from p2pgrid.wire.messages import DeltaRequest, JobReadReply, JobReadRequest, LogRecord, Ok
 
 STATEMENTS: dict[int, type[Statement]] = {
@@ -45,6 +45,7 @@ STATEMENTS: dict[int, type[Statement]] = {
     kinds.SETTLED: Settled,
 }
 CLEAN_S = 60.0
+ENDED_IN_MEMORY_MAX = 64
 KEEPS = encode(1)
 """Value of a keeper's record: the author is what it points at. An empty one would withdraw it."""
 KEEPERS_TTL_S = 48 * 3600.0
@@ -95,6 +96,8 @@ class Keeping:
         self._dht = dht
         self._tasks = Tasks("keeping")
         self.jobs: dict[JobId, KeptJob] = {}
+        """Those in memory; the others are read from the disk when they are asked for."""
+        self._ids: set[JobId] = set()
         self.led: dict[JobId, JobView] = {}
         """Jobs this node leads; their logs are read in the same way."""
         self._opening: dict[JobId, asyncio.Lock] = {}
@@ -102,6 +105,7 @@ class Keeping:
         context.methods.on("job.read", JobReadRequest, self._on_read)
 
     async def start(self) -> None:
+        self._ids = set(await self._context.offload.run(self._context.ledgers.jobs))
         self._tasks.spawn(self._clean(), "clean")
 
     async def close(self) -> None:
@@ -113,6 +117,7 @@ class Keeping:
         job = JobId(StatementId(request.job))
         kept = self.jobs.get(job) or await self._load(job)
         if kept is None:
+            _check_sender(request.records, session, self._context.me)
             kept = await self._begin(job, request.records)
         async with kept.lock:
             records = self._absorb(kept, request.records, session.peer)
@@ -134,13 +139,15 @@ class Keeping:
             if "store" not in context.member.roles:
                 raise RefusedError("this node keeps no jobs", reason=Reason.NO_ROLE)
             used = context.blobs.usage().used_bytes
-            reason = refuse_keeping(signed.body, len(self.jobs), used, context.policy, context.limits, context.wall_ms())
+            reason = refuse_keeping(signed.body, len(self._ids), used, context.policy, context.limits, context.wall_ms())
             if reason is not None:
                 raise RefusedError(reason.sentence, reason=reason)
         file = JobFile(job, await context.offload.run(context.ledgers.log, job), context.log_port)
         kept = KeptJob(signed, file)
         kept.role = role
+        self._make_room()
         self.jobs[job] = kept
+        self._ids.add(job)
         await file.append([records[0]])
         if role == "kept":
             self._tasks.spawn(self._announce(job), "announce")
@@ -202,6 +209,11 @@ class Keeping:
             failed=ledger.failed,
         )
         self._tasks.spawn(self._context.offload.run(self._context.index.put_job, row), "index")
+
+    def forget_led(self, job: JobId) -> None:
+        """A job that was led here has ended long ago: from now on it is read from the disk."""
+        self.led.pop(job, None)
+        self._ids.add(job)
 
     # -- reading -------------------------------------------------------------------------
 
@@ -270,7 +282,7 @@ class Keeping:
         async with self._opening.setdefault(job, asyncio.Lock()):
             if job in self.jobs:
                 return self.jobs[job]
-            if job not in await context.offload.run(context.ledgers.jobs):
+            if job not in self._ids:
                 self._opening.pop(job, None)
                 return None
             await context.offload.run(context.ledgers.open, job)
@@ -288,8 +300,15 @@ class Keeping:
                 cursor = behind
             self._opening.pop(job, None)
             if kept is not None:
+                self._make_room()
                 self.jobs[job] = kept
             return kept
+
+    def _make_room(self) -> None:
+        """Jobs that have ended need not stay in memory: the oldest of many go."""
+        ended = [job for job, kept in self.jobs.items() if kept.state != "running"]
+        for job in ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)]:
+            del self.jobs[job]
 
     async def _clean(self) -> None:
         """Delete jobs and blobs whose time is over."""
@@ -301,10 +320,21 @@ class Keeping:
                 await context.offload.run(context.blobs.expire, now_ms)
                 for row in await context.offload.run(context.index.expired_jobs, now_ms):
                     self.jobs.pop(row.id, None)
+                    self._ids.discard(row.id)
                     context.log_port.remove(row.id, lambda error: None)
                     await context.offload.run(context.index.delete_job, row.id, row.role)
             except (P2PGridError, UnreachableError) as error:
                 context.tell(error.reason, f"cleaning up: {error}")
+
+
+def _check_sender(records: Sequence[LogRecord], session: Session, own: NodeKey) -> None:
+    """A job is taken over for keeping from its lead or another keeper, and only if its submitter named this node."""
+    for record in records:
+        if record.kind == kinds.KEEPERS:
+            named = decode(peek(record.data).body, KeeperSet)
+            if own in named.keepers and session.peer in (named.lead, *named.keepers) and "submit" in session.member.roles:
+                return
+    raise RefusedError("this node was not named as a keeper of the job", reason=Reason.BAD_GRANT)
 
 
 def _cursors(records: Sequence[LogRecord], behind: int) -> list[int]:

@@ -37,6 +37,7 @@ from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInv
 
 BATCH_CACHE_BYTES = 64 << 20
 TICK_S = 1.0
+ENDED_IN_MEMORY_MAX = 64
 SETTLE_S = 15.0
 """How long the end of a job waits for its keepers."""
 RECORD_KINDS = {"grant": kinds.GRANT, "receipt": kinds.RECEIPT, "decision": kinds.DECISION, "settled": kinds.SETTLED}
@@ -83,6 +84,8 @@ class Leading:
         self._batches: OrderedDict[tuple[JobId, int], bytes] = OrderedDict()
         self._batch_bytes = 0
         self.jobs: dict[JobId, LedJob] = {}
+        self.forgotten: list[Callable[[JobId], None]] = []
+        """Told about jobs that left memory."""
         methods = context.methods
         methods.on("job.pull", PullRequest, self._on_pull, role="work")
         methods.on("job.deliver", Delivery, self._on_deliver)
@@ -233,6 +236,9 @@ class Leading:
     async def _on_deliver(self, session: Session, delivery: Delivery) -> DeliveryReply:
         led = self._led(delivery.job)
         context = self._context
+        if led.file.failed is not None:
+            # Its memory is ahead of its disk: nothing may be acknowledged any more.
+            raise TryAgainError("the log of this job cannot be written", reason=Reason.DISK_FULL)
         refused: list[str] = []
         for item in delivery.items:
             try:
@@ -344,6 +350,21 @@ class Leading:
         for watcher in list(led.watchers):
             watcher(())
 
+    def _break_off(self, led: LedJob) -> None:
+        """The disk gave out under the job: stop leasing and say so; what the keepers have stays readable."""
+        led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms())
+        led.state, led.keepers_note = "stopped", f"the job was stopped: {led.file.failed}"
+        self._end(led)
+
+    def _forget_ended(self) -> None:
+        """Ended jobs need not stay in memory: they are read from the disk when they are asked for."""
+        ended = [job for job, led in self.jobs.items() if led.ended.is_set() and not led.watchers]
+        for job in ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)]:
+            del self.jobs[job]
+            self._pushing.remove(job)
+            for forget in self.forgotten:
+                forget(job)
+
     def _index(self, led: LedJob) -> None:
         body, ledger = led.job.body, led.ledger
         row = JobRow(
@@ -364,8 +385,12 @@ class Leading:
         while True:
             await asyncio.sleep(TICK_S)
             now, now_ms = self._context.clock(), self._context.wall_ms()
+            self._forget_ended()
             for led in list(self.jobs.values()):
                 if led.ended.is_set():
+                    continue
+                if led.file.failed is not None:
+                    self._break_off(led)
                     continue
                 self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
                 self._apply(led, led.lead.handle(core.Tick(), now, now_ms))

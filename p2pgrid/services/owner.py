@@ -95,6 +95,7 @@ class Owner:
         self._stop = stop
         self._invite = invite
         self._home = home
+        leading.forgotten.append(lambda job: keeping.forget_led(job))
         self._events: deque[EventLine] = deque(maxlen=EVENTS_MAX)
         context.events.append(self._note)
         methods = context.methods

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar, cast
@@ -39,6 +40,7 @@ KNOWN_MAX = 1024
 ENUMERATE_MAX = 256
 RETRY_AFTER_S = 30.0
 REDIAL_S = 1.5
+WITHDRAW_S = 1.0
 NODE_TTL_S = 1800.0
 
 
@@ -92,6 +94,12 @@ class Peers:
         info = encode(self._own_info())
         await self._dht.publish(RecordKind.NODE, dht_id_of_key(self._context.me), info, NODE_TTL_S)
 
+    async def withdraw(self) -> None:
+        """Take this node's record out of the DHT: it is leaving."""
+        with contextlib.suppress(P2PGridError, TimeoutError):
+            async with asyncio.timeout(WITHDRAW_S):
+                await self._dht.withdraw(RecordKind.NODE, dht_id_of_key(self._context.me))
+
     def on_gone(self, callback: Callable[[NodeKey], None]) -> None:
         """Call ``callback(peer)`` whenever a peer is gone."""
         self._gone.append(callback)
@@ -107,7 +115,7 @@ class Peers:
         return {session.peer: session for session in self._pool.sessions() if session.peer != self._context.me}
 
     def is_live(self, peer: bytes) -> bool:
-        return peer == self._context.me or peer in self.live()
+        return peer == self._context.me or self._pool.live(NodeKey(peer)) is not None
 
     def info(self, peer: bytes) -> NodeInfo:
         """What a node says of itself, as far as it is known."""
@@ -117,7 +125,7 @@ class Peers:
         """The membership that a live peer proved."""
         if peer == self._context.me:
             return self._self.member
-        session = self.live().get(peer)
+        session = self._pool.live(NodeKey(peer))
         return session.member if session else None
 
     def with_role(self, role: str) -> frozenset[bytes]:
@@ -145,7 +153,7 @@ class Peers:
         if peer == self._context.me:
             asyncio.get_running_loop().call_soon(self._notify_self, method, request)
             return
-        session = self.live().get(peer)
+        session = self._pool.live(peer)
         if session is None:
             return
         try:
@@ -160,7 +168,7 @@ class Peers:
 
     async def session(self, peer: NodeKey) -> Session:
         """A live session to a peer. Raises UnreachableError when no address is known or none answers."""
-        session = self.live().get(peer)
+        session = self._pool.live(peer)
         if session is not None:
             return session
         addresses = self._infos[peer].addresses if peer in self._infos else ()
@@ -196,6 +204,9 @@ class Peers:
         for record in records:
             self._learn(record)
         live = self.live()
+        if self.complete:
+            listed = {record.author for record in records} | set(live)
+            self._infos = {key: info for key, info in self._infos.items() if key in listed}
         now = self._context.clock()
         missing = [
             NodeKey(record.author)
@@ -233,7 +244,7 @@ class Peers:
         return list(await asyncio.gather(*(self._ask(NodeKey(key)) for key in keys)))
 
     async def _ask(self, key: NodeKey) -> Peer:
-        session = self.live().get(key)
+        session = self._pool.live(key)
         status: NodeStatus | None = None
         if session is not None or key == self._context.me:
             try:

@@ -29,6 +29,7 @@ class _Pushed:
     replace: Replace
     book: PushBook = field(default_factory=PushBook)
     urgent: bool = False
+    ended: bool = False
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -46,6 +47,13 @@ class Pushing:
         self._jobs[job] = _Pushed(file, replace)
         self.set_keepers(job, keepers)
         self._tasks.spawn(self._run(job), "run")
+
+    def remove(self, job: JobId) -> None:
+        """Forget a job that has ended."""
+        pushed = self._jobs.pop(job, None)
+        if pushed is not None:
+            pushed.ended = True
+            pushed.file.changed.set()
 
     def set_keepers(self, job: JobId, keepers: tuple[bytes, ...]) -> None:
         pushed = self._jobs[job]
@@ -68,7 +76,7 @@ class Pushing:
 
     async def _run(self, job: JobId) -> None:
         pushed = self._jobs[job]
-        while True:
+        while not pushed.ended:
             await pushed.file.changed.wait()
             pushed.file.changed.clear()
             if not pushed.urgent:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import msgspec
 from blake3 import blake3
 
-from p2pgrid.core.ledger import Ledger, position_in
+from p2pgrid.core.ledger import Ledger
 from p2pgrid.errors import IntegrityError
-from p2pgrid.model.blob import blob_id_of
+from p2pgrid.model.blob import CHUNK_BYTES, blob_id_of
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import RAISED, Receipt
@@ -41,6 +41,11 @@ class UnitValue(NamedTuple):
     holders: tuple[bytes, ...]
 
 
+def value_digest(raw: bytes) -> bytes:
+    """The blob id of an encoded value: nearly always one chunk, whose id is its plain hash. Called once a unit."""
+    return blake3(raw).digest() if len(raw) <= CHUNK_BYTES else blob_id_of(raw)
+
+
 def digest_of(outcome: int, raw: bytes) -> bytes:
     """What replicas must agree on: the encoded value; of a failure only type and message, not the traceback's paths."""
     if outcome == RAISED:
@@ -61,7 +66,7 @@ def check_payload(receipt: Receipt, encoded: bytes) -> Payload:
         digest = digests[offset : offset + DIGEST_BYTES]
         offset += DIGEST_BYTES
         raw = bytes(value)
-        if blob_id_of(raw) != digest and raw != NIL and digest_of(outcome, raw) != digest:
+        if value_digest(raw) != digest and raw != NIL and digest_of(outcome, raw) != digest:
             raise IntegrityError("a result does not match its digest", reason=Reason.CORRUPT)
     return payload
 
@@ -104,20 +109,30 @@ def spans(ledger: Ledger, batch: int, start: int, units: int) -> Iterator[Span]:
     while unit < stop:
         ordinal, first = column.receipt[unit], unit
         known = ledger.receipt_list[ordinal] if column.state[unit] else None
-        position = position_in(known.body, batch, unit) if known else 0
-        unit += 1
-        while unit < stop and column.receipt[unit] == ordinal:
-            if known and _position_or_none(known.body, batch, unit) != position + unit - first:
-                break
-            unit += 1
+        position, end = _stretch(known.body, batch, unit) if known else (0, stop)
+        end = min(end, stop)
+        if column.receipt[first:end].count(ordinal) == end - first:
+            unit = end
+        else:
+            while unit < end and column.receipt[unit] == ordinal:
+                unit += 1
         yield Span(batch, first, unit - first, known, position)
 
 
-def _position_or_none(receipt: Receipt, batch: int, unit: int) -> int | None:
-    try:
-        return position_in(receipt, batch, unit)
-    except KeyError:
-        return None
+def _stretch(receipt: Receipt, batch: int, unit: int) -> tuple[int, int]:
+    """Where a unit stands in a receipt's columns, and up to which unit the columns go on in step. Raises KeyError."""
+    base, end, position = 0, -1, -1
+    for known, start, count, _ in receipt.ranges:
+        if position >= 0:
+            if known != batch or start != end:
+                break
+            end = start + count
+        elif known == batch and start <= unit < start + count:
+            position, end = base + unit - start, start + count
+        base += count
+    if position < 0:
+        raise KeyError((batch, unit))
+    return position, end
 
 
 def values_of(span: Span, payload: Payload) -> list[UnitValue]:

@@ -41,6 +41,8 @@ LENGTH = struct.Struct(">I")
 CHUNKS_PER_READ = 16
 FETCH_SOURCES_MAX = 4
 HOLDER_TTL_S = 24 * 3600.0
+LEASE_MAX_MS = 400 * 24 * 3600 * 1000
+"""Nobody may ask a node to keep something for longer."""
 HOLDS = encode(1)
 """Value of a holder's record: the author is what it points at. An empty one would withdraw it."""
 STALL_S = 30.0
@@ -59,7 +61,7 @@ class Storing:
         methods = context.methods
         methods.on("blob.info", BlobRequest, self._on_info)
         methods.on_stream("blob.read", BlobRead, self._on_read)
-        methods.on_stream("blob.write", BlobWrite, self._on_write, role="store")
+        methods.on_stream("blob.write", BlobWrite, self._on_write)
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -272,16 +274,17 @@ class Storing:
         context = self._context
         blob = BlobId(request.blob)
         encoded = await read_framed(stream, MIB + 4096)
+        expires_ms = min(request.expires_ms, context.wall_ms() + LEASE_MAX_MS)
         try:
+            if "store" not in context.member.roles:
+                raise RefusedError("this node stores nothing for others", reason=Reason.NO_ROLE)
             root = decode_root(encoded) if encoded else None
             if await context.offload.run(context.blobs.has, blob):
-                await context.offload.run(context.blobs.lease, blob, session.peer, request.expires_ms)
+                await context.offload.run(context.blobs.lease, blob, session.peer, expires_ms)
                 await self._held(stream, blob, chunk_count(request.size_bytes), request)
                 return
-            owner, expires_ms = session.peer, request.expires_ms
-            writer = await context.offload.run(
-                context.blobs.writer, blob, request.size_bytes, root, owner=owner, expires_ms=expires_ms
-            )
+            owner = session.peer
+            writer = await context.offload.run(context.blobs.writer, blob, request.size_bytes, root, owner=owner, expires_ms=expires_ms)
         except P2PGridError as error:
             _write_framed(stream, encode(BlobWant(error.reason or Reason.MALFORMED, error.message, 0)))
             return

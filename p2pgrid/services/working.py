@@ -62,7 +62,6 @@ class Working:
         self._tasks = Tasks("working")
         self._delivering = Delivering(context, peers, storing)
         self._known: dict[bytes, _Known] = {}
-        self._leases: dict[bytes, int] = {}
         self._refused: dict[bytes, Reason] = {}
         self.worker = core.Worker(context.policy.cores)
         self.done = 0
@@ -82,7 +81,7 @@ class Working:
         policy = self._context.policy
         if policy.cores < 1 or invite.runtime not in policy.runtimes or invite.job in self._refused:
             return
-        if invite.expires_ms < self._context.wall_ms() or self._delivering.congested:
+        if invite.expires_ms < self._context.wall_ms() or self._delivering.congested or len(self.worker.sources) >= JOBS_MAX:
             return
         self._handle(core.Invited((invite.job, session.peer), session.peer))
 
@@ -154,7 +153,7 @@ class Working:
                 self._refused.pop(next(iter(self._refused)))
             raise RefusedError(f"not run here: {reason.sentence}", reason=reason)
         while len(self._known) >= JOBS_MAX:
-            idle = next((key for key, known in self._known.items() if not known.users), None)
+            idle = next((key for key, known in self._known.items() if not any(known.users.values())), None)
             if idle is None:
                 raise RefusedError("too many jobs at once", reason=Reason.BUSY)
             del self._known[idle]
@@ -169,7 +168,6 @@ class Working:
 
     def _reserve(self, known: _Known, grant: Signed[Grant]) -> None:
         """Keep the batches of a lease until its last unit has ended; drop those that nobody needs."""
-        self._leases[grant.id] = sum(unit_range.units for unit_range in grant.body.ranges)
         for number in {unit_range.batch for unit_range in grant.body.ranges}:
             known.users[number] = known.users.get(number, 0)
         for unit_range in grant.body.ranges:

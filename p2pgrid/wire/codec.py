@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import msgspec
+from blake3 import blake3
 
 from p2pgrid.errors import MalformedError
 from p2pgrid.model.reasons import Reason
@@ -38,3 +39,8 @@ def decode(raw: bytes | bytearray | memoryview, kind: type[T]) -> T:
         name = getattr(kind, "__name__", str(kind))
         raise MalformedError(f"not a valid {name}: {error}", reason=Reason.MALFORMED) from error
     return value
+
+
+def digest_of(content: bytes) -> bytes:
+    """BLAKE3 of some bytes: what digests of results and roots of decisions are made with."""
+    return blake3(content).digest()

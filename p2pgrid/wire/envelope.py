@@ -1,9 +1,11 @@
 """The one signed envelope for everything that outlives a session (docs/spec/envelope.md).
 
-1. What is signed is ``p2pgrid/1/<type>`` NUL grid-id BLAKE3(body): a signature of one type, or of one
-   grid, is worthless in another.
+1. What is signed is ``p2pgrid/1/<type>`` NUL grid-id id: a signature of one type, or of one grid, is
+   worthless in another.
 2. The bytes verified are the bytes decoded. Nothing is ever encoded again to check it.
-3. The id of a statement is BLAKE3(body): the same statement signed twice is one statement.
+3. The id of a statement is BLAKE3(author's key, body): the same statement signed twice by one author is one
+   statement; the same words by somebody else are another. So nobody can sign a copy of a job and have
+   its id, and with the id everything that is said about it.
 4. Every statement expires. An expired one is refused when it is opened.
 """
 
@@ -51,9 +53,9 @@ class Signed(Generic[S]):
         return f"Signed({self.body!r}, author={self.author.hex()[:8]}, id={self.id.hex()[:8]})"
 
 
-def statement_id(body: bytes) -> StatementId:
-    """BLAKE3 of a statement's encoded body."""
-    return StatementId(blake3(body).digest())
+def statement_id(author: bytes, body: bytes) -> StatementId:
+    """BLAKE3 of the author's key (32 bytes) and a statement's encoded body."""
+    return StatementId(blake3(author + body).digest())
 
 
 def _signed_bytes(kind: str, grid: GridId, digest: bytes) -> bytes:
@@ -63,7 +65,7 @@ def _signed_bytes(kind: str, grid: GridId, digest: bytes) -> bytes:
 def seal(statement: S, key: SigningKey, grid: GridId) -> Signed[S]:
     """Sign a statement."""
     body = encode(statement)
-    digest = statement_id(body)
+    digest = statement_id(key.public, body)
     signature = key.sign(_signed_bytes(statement.TYPE, grid, digest))
     raw = encode(Envelope(statement.TYPE, body, key.public, signature))
     return Signed(statement, key.public, digest, raw)
@@ -85,7 +87,7 @@ def open_envelope(raw: bytes, kind: type[S], grid: GridId, now_ms: int | None) -
     envelope = peek(raw)
     if envelope.type != kind.TYPE:
         raise IntegrityError(f"a '{envelope.type[:20]}' where a '{kind.TYPE}' was due", reason=Reason.MALFORMED)
-    digest = statement_id(envelope.body)
+    digest = statement_id(envelope.author, envelope.body)
     verify(envelope.author, envelope.signature, _signed_bytes(kind.TYPE, grid, digest))
     statement = cast(Any, decode(envelope.body, kind))
     if now_ms is not None and statement.expires_ms + DEFAULT_LIMITS.clock_skew_ms < now_ms:

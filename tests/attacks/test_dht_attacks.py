@@ -14,11 +14,11 @@ from p2pgrid.dht.messages import Done, FindNode, Message, Nodes, Ping, Store, Va
 from p2pgrid.dht.records import Record, RecordKind
 from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtSettings
-from p2pgrid.dht.swarm import Swarm
 from p2pgrid.model.ids import DhtId, NodeKey, grid_id
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import seal
 from p2pgrid.wire.keys import SigningKey
+from tests.unit.dht.dht_swarm import Swarm
 
 FAST = DhtSettings(timeout_start_s=0.05, timeout_min_s=0.02, timeout_max_s=0.1, crawl_s=2.0, handover_s=0.01)
 KEY = DhtId(b"k" * 20)
@@ -113,7 +113,8 @@ async def test_a_stranger_gets_only_who_no_larger_than_thrice_its_request_and_en
         await attacker.open()
         record = seal(Record(swarm.clock.wall_ms() + 1000, RecordKind.BLOB_HOLDER, KEY, 1, b"", b"v"), EVIL, swarm.grid)
         contacts, peers, records = len(victim.router), len(victim.protocol.book), len(victim.storage)
-        for message in (Ping(), FindNode(KEY), Store(record.raw)):
+        messages: list[Message] = [Ping(), FindNode(KEY), Store(record.raw)]
+        for message in messages:
             for credential in (b"", b"forged", b"member"):
                 raw = attacker.datagram(victim, message, credential=credential)
                 attacker.received.clear()
@@ -155,7 +156,8 @@ async def test_an_unproven_address_gets_at_most_three_times_the_bytes_it_sent(sw
     victim = swarm.nodes[0]
     attacker = Attacker(swarm)
     await attacker.open()
-    for number, message in enumerate([FindNode(KEY), FindNode(bytes(20)), Ping()] * 3):
+    messages: list[Message] = [FindNode(KEY), FindNode(bytes(20)), Ping()]
+    for number, message in enumerate(messages * 3):
         raw = attacker.datagram(victim, message, request_id=bytes([number]) * 20)
         before = len(attacker.received)
         victim.protocol.datagram_received(raw, EVIL_PLACE)
@@ -217,7 +219,7 @@ async def test_forged_expired_and_foreign_records_in_answers_are_not_believed(sw
     forged[-1] ^= 1
     wrong = (bytes(forged), sealed(expires_ms=now_ms - 1), sealed(key=b"z" * 20), sealed(kind=RecordKind.JOB_KEEPERS), b"junk")
     for liar in liars:
-        liar.protocol.answers.to = lambda _arrival: Values(wrong)  # type: ignore[method-assign]
+        liar.protocol.answers.to = lambda _arrival: Values(wrong)  # type: ignore[assignment, method-assign]
     assert await swarm.nodes[0].get(KEY, RecordKind.BLOB_HOLDER) == []
 
 
@@ -228,7 +230,7 @@ async def test_a_few_liars_that_name_only_each_other_cannot_hide_a_record(swarm:
     liars = swarm.rng.sample(swarm.nodes, 8)
     ring = tuple(pack_contact(liar.node.key, liar.node.place) for liar in liars)
     for liar in liars:
-        liar.protocol.answers.to = lambda _arrival: Nodes(ring)  # type: ignore[method-assign]
+        liar.protocol.answers.to = lambda _arrival: Nodes(ring)  # type: ignore[assignment, method-assign]
     honest = [node for node in swarm.nodes if node not in liars]
     found = [bool(await node.get(KEY, RecordKind.JOB_KEEPERS)) for node in honest]
     assert all(found)
@@ -238,7 +240,7 @@ async def test_a_wrong_address_for_an_honest_key_neither_hides_nor_evicts_it(swa
     await swarm.grow(4)
     victim, liar, honest = swarm.nodes[0], swarm.nodes[1], swarm.nodes[2]
     poisoned = pack_contact(honest.node.key, Place("10.4.4.4", 4))
-    liar.protocol.answers.to = lambda _arrival: Nodes((poisoned,))  # type: ignore[method-assign]
+    liar.protocol.answers.to = lambda _arrival: Nodes((poisoned,))  # type: ignore[assignment, method-assign]
     for _ in range(5):
         nearest = await victim.lookup_nodes(DhtId(honest.node.id))
         assert nearest[0].place == honest.node.place
@@ -252,8 +254,8 @@ async def test_a_public_peer_can_neither_learn_nor_name_private_addresses(swarm:
     await attacker.open()
     victim.protocol.datagram_received(attacker.datagram(victim, FindNode(KEY), request_id=b"f" * 20), Place("8.8.8.8", 53))
     await settle(swarm)
-    answer = next(data for data in attacker.received if b"f" * 20 in data)
-    assert all(node.node.key not in answer for node in swarm.nodes[1:])
+    (answer,) = [data for data in attacker.received if b"f" * 20 in data]
+    assert not any(answer.count(node.node.key) for node in swarm.nodes[1:])
     private = pack_contact(b"p" * 32, Place("192.168.1.1", 80))
     found = victim.protocol._found((NodeKey(EVIL.public), Place("8.8.8.8", 53)), [private], [])
     assert found.contacts == []

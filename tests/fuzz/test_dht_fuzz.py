@@ -15,11 +15,11 @@ from p2pgrid.dht.messages import FindNode, FindValue, Message, Nodes, Ping, Pong
 from p2pgrid.dht.records import RecordKind, open_record
 from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtSettings
-from p2pgrid.dht.swarm import Swarm
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import DhtId, grid_id
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.keys import SigningKey
+from tests.unit.dht.dht_swarm import Swarm
 
 GRID = grid_id(b"r" * 32, "fuzz")
 UNLIMITED = DhtSettings(source_per_s=1e9, source_burst=1e9, total_per_s=1e9, timeout_start_s=0.05, timeout_min_s=0.05)
@@ -107,7 +107,7 @@ async def test_a_member_that_signs_twenty_thousand_mutated_messages_raises_nothi
         await swarm.grow(3)
         victim, member = swarm.nodes[0], swarm.nodes[1]
         before = sizes(victim)
-        for number in range(20_000):
+        for _number in range(20_000):
             body = mutated(rng, encode(rng.choice(MESSAGES)))
             frame = rng.choice((REQUEST, REPLY))
             request_id = rng.randbytes(20)
@@ -143,6 +143,8 @@ async def test_mutated_answers_to_real_calls_only_make_the_calls_fail(monkeypatc
             await asker.lookup_nodes(DhtId(rng.randbytes(20)))
             await asker.get(DhtId(rng.randbytes(20)), RecordKind.BLOB_HOLDER)
             await asker.sample_nodes()
+        assert asker.protocol.outstanding_len() <= 20, "only repeated pings and questions nobody waits for any more"
+        await asker.close()
         assert asker.protocol.outstanding_len() == 0
     finally:
         await swarm.close()

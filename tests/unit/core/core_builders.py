@@ -32,7 +32,9 @@ def ledger_of(*units: int, quorum: int = 1, attempts: int = 3, derive: Derive | 
     return ledger
 
 
-def keepers(ledger: Ledger, epoch: int = 0, lead: bytes = LEAD, names: tuple[bytes, ...] = (KEEPER,), author: bytes = SUBMITTER) -> Signed[KeeperSet]:
+def keepers(
+    ledger: Ledger, epoch: int = 0, lead: bytes = LEAD, names: tuple[bytes, ...] = (KEEPER,), author: bytes = SUBMITTER
+) -> Signed[KeeperSet]:
     return oracle(KeeperSet(EXPIRES_MS, ledger.job.id, epoch, lead, names), author)
 
 
@@ -55,16 +57,20 @@ def receipt(
     """What a worker says about ranges of its lease (all of them by default): one value for all units."""
     said = ranges or lease.body.ranges
     units = sum(one.units for one in said)
-    columns = outcomes if outcomes is not None else bytes(units)
-    body = Receipt(EXPIRES_MS, lease.body.job, lease.id, said, columns, digest(value) * units, cpu_us, bytes(32))
+    columns = outcomes if outcomes is not None else bytes(max(0, units))
+    body = Receipt(EXPIRES_MS, lease.body.job, lease.id, said, columns, digest(value) * max(0, units), cpu_us, bytes(32))
     return oracle(body, author or lease.body.worker)
 
 
-def entry(batch: int, start: int, units: int, cited: tuple[int, ...], value: object = "right", outcome: int = 0, dissent: tuple[int, ...] = ()) -> DecisionEntry:
+def entry(
+    batch: int, start: int, units: int, cited: tuple[int, ...], value: object = "right", outcome: int = 0, dissent: tuple[int, ...] = ()
+) -> DecisionEntry:
     return DecisionEntry(batch, start, units, outcome, blake3(digest(value) * units).digest(), cited, dissent)
 
 
-def decision(ledger: Ledger, receipts: list[Signed[Receipt]], *entries: DecisionEntry, author: bytes = LEAD, epoch: int = 0) -> Signed[Decision]:
+def decision(
+    ledger: Ledger, receipts: list[Signed[Receipt]], *entries: DecisionEntry, author: bytes = LEAD, epoch: int = 0
+) -> Signed[Decision]:
     return oracle(Decision(EXPIRES_MS, ledger.job.id, epoch, tuple(one.id for one in receipts), entries), author)
 
 

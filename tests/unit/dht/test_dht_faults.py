@@ -25,10 +25,10 @@ from p2pgrid.dht.messages import Nodes, Ping, Pong, Values
 from p2pgrid.dht.records import RecordKind
 from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtSettings
-from p2pgrid.dht.swarm import Swarm
 from p2pgrid.errors import MalformedError, UsageError
 from p2pgrid.model.ids import DhtId, NodeKey
 from p2pgrid.wire.codec import encode
+from tests.unit.dht.dht_swarm import Swarm
 
 FAST = DhtSettings(timeout_start_s=0.05, timeout_min_s=0.02, timeout_max_s=0.1, crawl_s=2.0)
 
@@ -95,9 +95,13 @@ async def test_fault_b_names_are_never_resolved(monkeypatch: pytest.MonkeyPatch,
 
 def test_fault_c_ids_are_derived_so_padding_cannot_blow_up_the_table() -> None:
     stock = RoutingTable(None, 1, Node(b"\1" * 20))
-    with pytest.raises(RecursionError):
+
+    def add_padded() -> None:
         for zeros in range(3):
             stock.add_contact(Node(bytes(zeros) + b"\1"))
+
+    with pytest.raises(RecursionError):
+        add_padded()
     raw = fake_contact(3)
     assert len(unpack_contact(raw).id) == 20
     assert len(raw) == 38, "a contact on the wire has no room for an id"
@@ -137,12 +141,17 @@ async def test_fault_e_no_storm_idle_traffic_is_zero_after_puts_and_joins() -> N
 
 async def quiet(network: MemoryNetwork) -> None:
     """Wait until nothing is sent for a tenth of a second; fails when that never comes."""
+    sent = asyncio.Event()
+    network.watch = lambda *_datagram: sent.set()
     async with asyncio.timeout(8):
         while True:
-            before = network.sent
-            await asyncio.sleep(0.1)
-            if network.sent == before:
-                return
+            sent.clear()
+            try:
+                async with asyncio.timeout(0.1):
+                    await sent.wait()
+            except TimeoutError:
+                break
+    network.watch = None
 
 
 @pytest.mark.parametrize("reply", [Pong(), Values((b"\xc1junk",)), Nodes((b"x" * 38,) * 20), Values((), more=True), Nodes((), more=True)])
@@ -161,7 +170,7 @@ async def test_fault_g_a_crawl_fed_with_endless_fake_contacts_ends(swarm: Swarm)
     await swarm.grow(3)
     counter = iter(range(1, 10**9))
     for liar in swarm.nodes[1:]:
-        liar.protocol.answers.to = lambda _arrival: Nodes(tuple(fake_contact(next(counter)) for _ in range(20)))  # type: ignore[method-assign]
+        liar.protocol.answers.to = lambda _arrival: Nodes(tuple(fake_contact(next(counter)) for _ in range(20)))  # type: ignore[assignment, method-assign]
     asker = swarm.nodes[0]
     crawl = GridCrawl(asker.protocol, Node(b"\0" * 20), asker.router.contacts(), 20, 5)
     began = time.monotonic()

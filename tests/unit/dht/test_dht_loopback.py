@@ -8,8 +8,8 @@ from collections.abc import Awaitable
 import pytest
 
 from p2pgrid.dht.records import RecordKind
-from p2pgrid.dht.swarm import Swarm
 from p2pgrid.model.ids import DhtId
+from tests.unit.dht.dht_swarm import Swarm
 
 NODES = 200
 RECORDS = 30

@@ -14,10 +14,10 @@ from p2pgrid.dht.contact import Place, Scope
 from p2pgrid.dht.records import Record, RecordKind
 from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtSettings
-from p2pgrid.dht.swarm import Swarm
 from p2pgrid.errors import ConfigError, IntegrityError, UsageError
 from p2pgrid.model.ids import DhtId, NodeKey
 from p2pgrid.wire.envelope import seal
+from tests.unit.dht.dht_swarm import Swarm
 
 FAST = DhtSettings(timeout_start_s=0.1, timeout_min_s=0.05, timeout_max_s=0.2, crawl_s=3.0, handover_s=0.01)
 KEY = DhtId(b"k" * 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from hypothesis import given, settings
@@ -63,7 +64,7 @@ def test_the_tree_stays_sound_under_any_mix_of_changes(numbers: list[int], data:
     edges = [bucket.range for bucket in filled.buckets]
     assert edges[0][0] == 0
     assert edges[-1][1] == 2**160 - 1
-    assert all(left[1] + 1 == right[0] for left, right in zip(edges, edges[1:], strict=False))
+    assert all(left[1] + 1 == right[0] for left, right in itertools.pairwise(edges))
     for bucket in filled.buckets:
         assert len(bucket) <= 4
         assert len(bucket.replacement_nodes) <= 20

@@ -53,7 +53,7 @@ class Swarm:
         limits: Limits = DEFAULT_LIMITS,
         authorise: Authorise = admit_all,
     ) -> None:
-        self.rng = random.Random(seed)  # noqa: S311 -- reproducible on purpose
+        self.rng = random.Random(seed)
         self.clock = MovableClock()
         self.network = network
         self.settings = settings or DhtSettings()
@@ -71,7 +71,7 @@ class Swarm:
             "authorise": self.authorise,
             "clock": self.clock.monotonic,
             "wall_clock_ms": self.clock.wall_ms,
-            "rng": random.Random(self.rng.random()),  # noqa: S311
+            "rng": random.Random(self.rng.random()),
             "limits": self.limits,
             "settings": self.settings,
         }
