@@ -21,6 +21,8 @@ from bench.system import Figures
 SYSTEMS = ("p2pgrid", "processpool", "processpool-64", "dask", "dask-tls")
 SLOW = {"dask": 2000, "dask-tls": 2000}
 """Systems that get fewer units, so that a run ends while somebody still watches."""
+NO_SINGLES = frozenset({"processpool-64"})
+"""Systems that differ from another one in throughput only."""
 CHILD_S = 90.0
 STOP_S = 5.0
 PROFILE_LINES = 25
@@ -76,7 +78,8 @@ def run_child(name: str, options: Options, folder: Path, profile_path: Path | No
     out.unlink(missing_ok=True)
     slow = name in SLOW
     units, jobs = (min(options.units, SLOW[name]), 1) if slow else (options.units, options.jobs)
-    command = [sys.executable, "-m", "bench.child", name, str(units), str(jobs), str(options.singles), str(out)]
+    singles = 1 if name in NO_SINGLES else options.singles
+    command = [sys.executable, "-m", "bench.child", name, str(units), str(jobs), str(singles), str(out)]
     command += [str(profile_path), options.profile] if profile_path else []
     with (folder / "child.log").open("w+b") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

@@ -33,6 +33,9 @@ class Summary(msgspec.Struct, kw_only=True):
     single_cpu_ms: float
     start_s: float
     roles_us: dict[str, float]
+    """CPU by role: microseconds of a unit in a large job."""
+    single_roles_ms: dict[str, float]
+    """The same for a job of one unit, in milliseconds."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -47,7 +50,6 @@ def summarise(rounds: Sequence[Figures]) -> Summary:
     costs = [figures.cpu_per_unit_s * 1e6 for figures in rounds]
     in_hand = [seconds * 1e3 for figures in rounds for seconds in figures.in_hand_s]
     whole = [seconds * 1e3 for figures in rounds for seconds in figures.whole_s]
-    roles = {role: [figures.roles_s[role] / (figures.units * figures.jobs) * 1e6 for figures in rounds] for role in rounds[0].roles_s}
     return Summary(
         rounds=len(rounds),
         units=rounds[0].units * rounds[0].jobs,
@@ -58,10 +60,16 @@ def summarise(rounds: Sequence[Figures]) -> Summary:
         latency_p50_ms=percentile(in_hand, 0.5),
         latency_p99_ms=percentile(in_hand, 0.99),
         whole_p50_ms=percentile(whole, 0.5),
-        single_cpu_ms=statistics.median([figures.single_cpu_s * 1e3 for figures in rounds]),
+        single_cpu_ms=statistics.median([sum(figures.single_roles_s.values()) * 1e3 for figures in rounds]),
         start_s=statistics.median([figures.start_s for figures in rounds]),
-        roles_us={role: statistics.median(values) for role, values in roles.items()},
+        roles_us=_medians([{role: spent / (one.units * one.jobs) * 1e6 for role, spent in one.roles_s.items()} for one in rounds]),
+        single_roles_ms=_medians([{role: spent * 1e3 for role, spent in one.single_roles_s.items()} for one in rounds]),
     )
+
+
+def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    roles = {role for one in rounds for role in one}
+    return {role: statistics.median([one.get(role, 0.0) for one in rounds]) for role in sorted(roles)}
 
 
 def table(summaries: Mapping[str, Summary]) -> str:
@@ -81,9 +89,9 @@ def table(summaries: Mapping[str, Summary]) -> str:
 def where_time_goes(summary: Summary) -> str:
     """CPU per unit by role, the dearest first, as Markdown."""
     total = sum(summary.roles_us.values())
-    lines = ["| role | CPU us/unit | share |", "|---|--:|--:|"]
+    lines = ["| role | CPU us/unit | share | CPU ms of a one-unit job |", "|---|--:|--:|--:|"]
     for role, cost in sorted(summary.roles_us.items(), key=lambda item: -item[1]):
-        lines.append(f"| {role} | {cost:.1f} | {cost / total:.0%} |")
+        lines.append(f"| {role} | {cost:.1f} | {cost / total:.0%} | {summary.single_roles_ms.get(role, 0.0):.1f} |")
     return "\n".join(lines)
 
 

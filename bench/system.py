@@ -13,7 +13,7 @@ from bench import cpu
 
 WARM_UNITS = 300
 WARM_SINGLES = 5
-PAUSE_S = 0.15
+PAUSE_S = 0.25
 """Between two one-unit jobs: latency is that of a system at rest, the same pause for all."""
 
 
@@ -57,8 +57,8 @@ class Figures(msgspec.Struct, kw_only=True):
     """One unit: from the call to the result in hand."""
     whole_s: list[float]
     """One unit: until the call returned; in p2pgrid three keepers have then confirmed the end of the job."""
-    single_cpu_s: float
-    """CPU of one one-unit job, and of what the system does in the pause around it."""
+    single_roles_s: dict[str, float]
+    """CPU by role of one one-unit job, and of what the system does in the pause around it."""
     start_s: float
     audited: dict[str, int]
 
@@ -97,7 +97,7 @@ def measure(system: System, units: int, jobs: int, singles: int) -> Figures:
         in_hand.append(system.one(number) - began)
         whole.append(time.perf_counter() - began)
     time.sleep(PAUSE_S)
-    single_cpu_s = sum(cpu.difference(_cpu(system), before).values()) / singles
+    single_roles_s = {role: spent / singles for role, spent in cpu.difference(_cpu(system), before).items()}
     system.audit()
     return Figures(
         units=units,
@@ -106,7 +106,7 @@ def measure(system: System, units: int, jobs: int, singles: int) -> Figures:
         roles_s=roles_s,
         in_hand_s=in_hand,
         whole_s=whole,
-        single_cpu_s=single_cpu_s,
+        single_roles_s=single_roles_s,
         start_s=start_s,
         audited=audited,
     )

@@ -63,6 +63,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = DEFAULT_LIMITS
     discover: bool = True
     """Look for other nodes by itself."""
+    temporary: bool = False
+    """The home is gone after this run: nothing is saved, nobody is told of the end."""
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,8 +213,9 @@ class Node:
         if contacts:
             await self._first_contact(contacts)
         await self.dht.bootstrap([(NodeKey(contact.key), contact.host, contact.port) for contact in contacts])
-        self._closing.push_async_callback(self.peers.withdraw)
-        self._closing.callback(self._save_peers)
+        if not self.config.temporary:
+            self._closing.push_async_callback(self.peers.withdraw)
+            self._closing.callback(self._save_peers)
         await self.peers.start(discover=self.config.discover)
 
     def _contacts(self) -> list[Contact]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,11 +15,14 @@ import typer
 from p2pgrid.errors import P2PGridError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from p2pgrid.client.channel import Channel
     from p2pgrid.model.ids import JobId
     from p2pgrid.store.home import Home
 
 T = TypeVar("T")
+PIPE_COLUMNS = 1000
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 HomeOption = Annotated[
@@ -47,11 +49,14 @@ def home_of(folder: Path | None) -> Home:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, on uvloop where there is one."""
-    try:
+    import asyncio
+
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
         from uvloop import new_event_loop
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+
+        new_loop = new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(work)
 
 
@@ -69,7 +74,14 @@ def with_channel(folder: Path | None, use: Callable[[Channel], Awaitable[T]]) ->
 
 def say(text: str) -> None:
     """A message for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def print_line(text: str) -> None:
+    """A line of data, on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def show_error(error: P2PGridError) -> None:
@@ -79,9 +91,18 @@ def show_error(error: P2PGridError) -> None:
         say(f"  hint: {error.hint}")
 
 
+def console() -> Console:
+    """Where tables go. A file or a pipe has all the width that a table wants."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS, highlight=False)
+
+
 def print_json(document: Any) -> None:
     """One document on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    import json
+
+    print_line(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def parse_size(text: str) -> int:

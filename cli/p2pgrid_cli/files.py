@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from p2pgrid.errors import BadDataError, P2PGridError, RefusedError
-from p2pgrid_cli.common import HomeOption, say, size_text, wall_ms, with_channel
+from p2pgrid_cli.common import HomeOption, print_line, say, size_text, wall_ms, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -20,8 +20,8 @@ DAY_MS = 24 * 3600 * 1000
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(put)
-    app.command()(get)
+    app.command(epilog="Example: p2pgrid put data.csv")(put)
+    app.command(epilog="Example: p2pgrid get 7xq3... -o data.csv")(get)
 
 
 def put(
@@ -44,7 +44,7 @@ def put(
             raise BadDataError(f"'{path}' cannot be read: {error.strerror}") from error
 
     reply = with_channel(home, store)
-    print(to_text(reply.blob))
+    print_line(to_text(reply.blob))
     say(f"{size_text(reply.size_bytes)}, {reply.copies} cop{'ies' if reply.copies != 1 else 'y'}")
     if reply.copies < replicas:
         say(f"fewer than {replicas} copies: no other node with room could be reached")

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid_cli.common import HomeOption, JsonOption, job_named, print_json, say, with_channel
+from p2pgrid_cli.common import HomeOption, JsonOption, console, job_named, print_json, say, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
+    from p2pgrid.model.ids import JobId
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(jobs)
-    app.command()(results)
-    app.command()(cancel)
+    app.command(epilog="Example: p2pgrid jobs --json")(jobs)
+    app.command(epilog="Example: p2pgrid results 7xq3 --wait -o folder")(results)
+    app.command(epilog="Example: p2pgrid cancel 7xq3")(cancel)
 
 
 def jobs(as_json: JsonOption = False, home: HomeOption = None) -> None:
@@ -30,9 +31,8 @@ def jobs(as_json: JsonOption = False, home: HomeOption = None) -> None:
     if as_json:
         print_json({"jobs": [job_document(line) for line in lines]})
     else:
-        from rich.console import Console
-
-        Console().print(jobs_table(lines))
+        out = console()
+        out.print(jobs_table(lines, out.width))
 
 
 def results(
@@ -49,12 +49,26 @@ def results(
         from p2pgrid_cli.results import show_results
 
         known = await job_named(channel, job)
+        await _known_somewhere(channel, known)
         with Progress() as progress:
             return await show_results(channel, known, wait=wait, output=output, as_json=as_json, progress=progress)
 
     code = with_channel(home, show)
     if code:
         raise typer.Exit(code)
+
+
+async def _known_somewhere(channel: Channel, job: JobId) -> None:
+    """Raises UnreachableError when nobody who can be reached knows the job: following it could not say so."""
+    from p2pgrid.errors import RefusedError, UnreachableError
+    from p2pgrid.model.reasons import Reason
+
+    try:
+        await channel.job(job)
+    except RefusedError as error:
+        if error.reason != Reason.UNKNOWN_JOB:
+            raise
+        raise UnreachableError(error.message, reason=error.reason, hint=error.hint) from error
 
 
 def cancel(job: JobArgument, home: HomeOption = None) -> None:

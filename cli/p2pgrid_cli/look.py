@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid_cli.common import HomeOption, JsonOption, print_json, with_channel
+from p2pgrid_cli.common import HomeOption, JsonOption, console, print_json, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(peers)
-    app.command()(top)
+    app.command(epilog="Example: p2pgrid peers --json")(peers)
+    app.command(epilog="Example: p2pgrid top --once")(top)
 
 
 def peers(as_json: JsonOption = False, home: HomeOption = None) -> None:
@@ -28,9 +27,8 @@ def peers(as_json: JsonOption = False, home: HomeOption = None) -> None:
     if as_json:
         print_json({"complete": reply.complete, "peers": [peer_document(line) for line in reply.peers]})
     else:
-        from rich.console import Console
-
-        Console().print(peers_table(reply.peers))
+        out = console()
+        out.print(peers_table(reply.peers, out.width))
 
 
 def top(
@@ -41,19 +39,20 @@ def top(
     """A live picture of this node, its peers and its jobs. Ctrl-C ends it."""
 
     async def watch(channel: Channel) -> None:
-        from rich.console import Console
+        import asyncio
+
         from rich.live import Live
 
         from p2pgrid_cli.render import dashboard
 
-        console = Console()
-        picture = dashboard(await channel.snapshot(refresh=True), console.width)
-        if once or not sys.stdout.isatty() or console.is_dumb_terminal:
-            console.print(picture)
+        out = console()
+        picture = dashboard(await channel.snapshot(refresh=True), out.width)
+        if once or not sys.stdout.isatty() or out.is_dumb_terminal:
+            out.print(picture)
             return
-        with Live(picture, console=console, screen=True, auto_refresh=False) as live:
+        with Live(picture, console=out, screen=True, auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(interval)
-                live.update(dashboard(await channel.snapshot(), console.width), refresh=True)
+                live.update(dashboard(await channel.snapshot(), out.width), refresh=True)
 
     with_channel(home, watch)

@@ -6,12 +6,13 @@ import os
 import sys
 from typing import Annotated
 
+import click
 import typer
 
 from p2pgrid import __version__
 from p2pgrid.errors import P2PGridError
 from p2pgrid_cli import exits, files, jobs, look, membership, run
-from p2pgrid_cli.common import say, show_error
+from p2pgrid_cli.common import print_line, say, show_error
 
 app = typer.Typer(
     name="p2pgrid",
@@ -27,7 +28,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"p2pgrid {__version__}")
+        print_line(f"p2pgrid {__version__}")
         raise typer.Exit
 
 
@@ -45,7 +46,11 @@ for module in (membership, run, jobs, files, look):
 def main() -> None:
     """Entry point: run, and turn errors into a line, a hint and an exit code."""
     try:
-        app()
+        # What a command returns is no exit code; typer.Exit arrives here as its number.
+        sys.exit(app(standalone_mode=False) or exits.OK)
+    except click.UsageError as error:
+        _show_usage(error)
+        sys.exit(exits.USAGE)
     except P2PGridError as error:
         show_error(error)
         sys.exit(exits.code_of(error))
@@ -62,3 +67,14 @@ def main() -> None:
         say(f"p2pgrid: this is a bug: {type(error).__name__}: {error}")
         say("  hint: run it again with P2PGRID_TRACEBACK=1 and report what it prints")
         sys.exit(exits.BUG)
+
+
+def _show_usage(error: click.UsageError) -> None:
+    """A line and a hint for what the option parser refused; the whole help when there was nothing to parse."""
+    path = error.ctx.command_path if error.ctx else "p2pgrid"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        say(error.format_message())
+        return
+    message = error.format_message().rstrip(".").replace("valid float range", "number").replace("valid integer range", "whole number")
+    say(f"p2pgrid: {message[:1].lower()}{message[1:]}")
+    say(f"  hint: {path} --help")

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError, UsageError
-from p2pgrid_cli.common import HomeOption, home_of, parse_size, run_async, say, wall_ms, with_channel
-from p2pgrid_cli.settings import Settings, config_of, load, parse_listen, save
+from p2pgrid.errors import ConfigError, P2PGridError, TryAgainError, UnreachableError, UsageError
+from p2pgrid_cli import exits
+from p2pgrid_cli.common import HomeOption, home_of, parse_size, print_line, run_async, say, wall_ms, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.node import Node
     from p2pgrid.services.membership import HomeMembership
     from p2pgrid.store.home import Home
+    from p2pgrid_cli.settings import Settings
 
 DETACH_S = 60.0
 LEAVE_S = 30.0
@@ -29,13 +27,15 @@ ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Def
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(join)
-    app.command()(leave)
-    app.command()(invite)
+    app.command(epilog="Example: p2pgrid join --detach --cpus 2 --storage 20G")(join)
+    app.command(epilog="Example: p2pgrid leave")(leave)
+    app.command(epilog="Example: p2pgrid invite --role work --role store --days 30")(invite)
 
 
 def join(
-    invite: Annotated[str | None, typer.Argument(help="An invite, as 'p2pgrid invite' prints it. Without one a private grid is founded.")] = None,
+    invite: Annotated[
+        str | None, typer.Argument(help="An invite, as 'p2pgrid invite' prints it. Without one a private grid is founded.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background and return when ready.")] = False,
     name: Annotated[str | None, typer.Option(help="What others see. Default: the host's name.")] = None,
     cpus: Annotated[int | None, typer.Option(min=0, help="Cores to lend. Default: all.")] = None,
@@ -47,6 +47,8 @@ def join(
     parent: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Run a node: found a private grid, enter one with an invite, or start again where this home was."""
+    from p2pgrid_cli.settings import Settings, parse_listen
+
     parse_listen(listen)
     asked = Settings(
         name=name,
@@ -59,23 +61,26 @@ def join(
     if detach:
         _detach(home_of(home))
         return
-    run_async(_join(home_of(home), invite, asked, parent))
+    if run_async(_join(home_of(home), invite, asked, parent)):
+        raise typer.Exit(exits.INTERRUPTED)
 
 
-async def _join(home: Home, invite: str | None, asked: Settings, parent: int) -> None:
+async def _join(home: Home, invite: str | None, asked: Settings, parent: int) -> bool:
+    """Run the node until it is to stop; whether that was Ctrl-C."""
     from p2pgrid_cli.hosting import running_node
+    from p2pgrid_cli.settings import config_of, load, save
 
     home.prepare()
     home.lock()
     try:
         settings = asked.over(load(home))
         membership, fresh = _membership(home, invite)
-        save(home, settings)
         try:
             async with running_node(home, membership, config_of(settings, home.folder)) as node:
                 fresh = False
+                save(home, settings)
                 _greet(node, membership)
-                await _until_stopped(node, parent)
+                return await _until_stopped(node, parent)
         except P2PGridError:
             if fresh:
                 # Nothing was entered yet: the next try must be free to use another invite.
@@ -88,6 +93,7 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int) ->
 def _membership(home: Home, invite: str | None) -> tuple[HomeMembership, bool]:
     """The home's membership, made now if there is none; and whether an invite was just accepted."""
     from p2pgrid.core.invites import parse_invite
+    from p2pgrid.model.ids import short
     from p2pgrid.services.membership import accept_invite, found_grid, load
 
     known = load(home)
@@ -97,8 +103,9 @@ def _membership(home: Home, invite: str | None) -> tuple[HomeMembership, bool]:
     if known is None:
         return accept_invite(home, invited, wall_ms()), True
     if known.grid.id != invited.grid.id:
+        ours, theirs = (f"'{grid.name}' ({short(grid.id)})" for grid in (known.grid, invited.grid))
         hint = "use another --home for another grid"
-        raise ConfigError(f"this home is already a member of '{known.grid.name}', and the invite is for '{invited.grid.name}'", hint=hint)
+        raise ConfigError(f"this home is already a member of {ours}, and the invite is for {theirs}", hint=hint)
     return known, False
 
 
@@ -120,30 +127,42 @@ def _greet(node: Node, membership: HomeMembership) -> None:
         say("invite other machines: p2pgrid invite")
 
 
-async def _until_stopped(node: Node, parent: int) -> None:
-    """Until the owner, a signal, or the end of the process that started us."""
+async def _until_stopped(node: Node, parent: int) -> bool:
+    """Until the owner, a signal, or the end of the process that started us. Whether it was Ctrl-C."""
+    import asyncio
+    import signal
+
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, node.stopping.set)
+    interrupts: list[bool] = []
+
+    def interrupt() -> None:
+        interrupts.append(True)
+        node.stopping.set()
+
+    loop.add_signal_handler(signal.SIGTERM, node.stopping.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     while not node.stopping.is_set():
         if not parent:
             await node.stopping.wait()
         elif os.getppid() != parent:
-            return
+            return False
         else:
             try:
                 async with asyncio.timeout(1.0):
                     await node.stopping.wait()
             except TimeoutError:
                 continue
+    return bool(interrupts)
 
 
 def _detach(home: Home) -> None:
     """Start the same command as a process of its own, and wait until it is ready or has failed."""
+    import subprocess
+
     home.prepare()
     running = home.running()
     if running is not None:
-        raise UsageError(f"a node already runs in '{home.folder}' (pid {running.pid})", hint="p2pgrid leave stops it")
+        raise TryAgainError(f"a node already runs in '{home.folder}' (pid {running.pid})", hint="p2pgrid leave stops it")
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
     log_path = home.folder / "node.log"
     with log_path.open("ab") as log:
@@ -188,7 +207,7 @@ def leave(home: HomeOption = None) -> None:
 
 def invite(
     role: Annotated[list[str] | None, typer.Option("--role", help=ROLE_HELP)] = None,
-    expires: Annotated[float, typer.Option("--days", min=0.0, help="Days until the invite and all memberships from it end.")] = DAYS,
+    expires: Annotated[float, typer.Option("--days", min=0.001, help="Days until the invite and all memberships from it end.")] = DAYS,
     home: HomeOption = None,
 ) -> None:
     """Print an invite: one line to hand to somebody like a password."""
@@ -199,7 +218,4 @@ def invite(
     if unknown:
         raise UsageError(f"'{unknown[0]}' is no role", hint=f"roles: {', '.join(ROLES)}")
     expires_ms = wall_ms() + int(expires * 24 * 3600 * 1000)
-    print(with_channel(home, lambda channel: channel.invite(roles, expires_ms)))
-
-
-
+    print_line(with_channel(home, lambda channel: channel.invite(roles, expires_ms)))

@@ -20,6 +20,7 @@ class Progress:
         self._live = sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
+        self._said = ""
         self.job: JobId | None = None
 
     def __enter__(self) -> Progress:
@@ -28,7 +29,13 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True, refresh_per_second=4)
             self._bar.start()
             self._task = self._bar.add_task("preparing", total=None, rate="")
@@ -72,6 +79,9 @@ class Progress:
     def event(self, event: FollowEvent) -> None:
         """News of the job."""
         line = event.line
+        if event.note and event.note != self._said and not event.end:
+            self.note(event.note)
+        self._said = event.note
         parts = [f"{event.running} leases"] if event.running else []
         parts += [f"{line.failed} failed"] if line.failed else []
         parts += [f"{line.disputed} disputed"] if line.disputed else []

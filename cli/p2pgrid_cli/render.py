@@ -12,18 +12,49 @@ from rich.text import Text
 from p2pgrid.model.ids import short, to_text
 from p2pgrid.wire.owner import JobLine, PeerLine, Snapshot
 from p2pgrid_cli.common import size_text
+from p2pgrid_cli.tables import Column, Row, table_of
 
-WIDE = 100
 EVENTS_SHOWN = 6
 JOBS_SHOWN = 10
 PEERS_SHOWN = 30
+NAME_CHARS = 40
+
+PEER_COLUMNS = (
+    Column("node"),
+    Column("name", 3),
+    Column("state"),
+    Column("free", 1, "right"),
+    Column("cores", 0, "right"),
+    Column("storage", 2, "right"),
+    Column("memory", 6, "right"),
+    Column("platform", 5),
+    Column("rtt", 4, "right"),
+)
+JOB_COLUMNS = (
+    Column("job"),
+    Column("name", 1),
+    Column("state"),
+    Column("done", 0, "right"),
+    Column("units", 0, "right"),
+    Column("failed", 2, "right"),
+    Column("nodes", 3, "right"),
+    Column("role", 4),
+)
+LIVE_JOB_COLUMNS = (
+    Column("job"),
+    Column("name", 2),
+    Column("state"),
+    Column("progress"),
+    Column("units", 1, "right"),
+    Column("failed", 3, "right"),
+    Column("disputed", 4, "right"),
+)
 
 
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
-    return table
+def printable(text: str, chars_max: int = NAME_CHARS) -> str:
+    """What others call themselves, in one short line: control characters must not reach a terminal."""
+    plain = "".join(char if char.isprintable() else "?" for char in text)
+    return plain if len(plain) <= chars_max else plain[: chars_max - 1] + "…"
 
 
 def peer_state(line: PeerLine) -> str:
@@ -33,21 +64,25 @@ def peer_state(line: PeerLine) -> str:
     return "live" if line.status is not None else "no answer"
 
 
-def peers_table(lines: Sequence[PeerLine], width: int = WIDE) -> Table:
+def peers_table(lines: Sequence[PeerLine], width: int) -> Table:
     """The table of ``peers``."""
-    wide = width >= WIDE
-    columns = [("node", "left"), ("name", "left"), ("state", "left"), ("free", "right"), ("cores", "right"), ("storage", "right")]
-    columns += [("memory", "right"), ("platform", "left"), ("rtt", "right")] if wide else []
-    table = _table(*columns)
+    rows = []
     for line in lines:
         offer, status = line.info.offer, line.status
         used = status.storage_used_bytes if status else 0
-        row = [short(line.node), line.info.name or "-", peer_state(line), str(status.free_cores) if status else "-", str(offer.cores)]
-        row.append(f"{size_text(used)}/{size_text(offer.storage_bytes)}")
-        if wide:
-            row += [size_text(offer.memory_bytes), offer.platform or "-", f"{line.rtt_s * 1000:.1f} ms" if line.rtt_s else "-"]
-        table.add_row(*row, style=None if status else "dim")
-    return table
+        cells = (
+            short(line.node),
+            printable(line.info.name) or "-",
+            peer_state(line),
+            str(status.free_cores) if status else "-",
+            str(offer.cores),
+            f"{size_text(used)}/{size_text(offer.storage_bytes)}",
+            size_text(offer.memory_bytes),
+            printable(offer.platform) or "-",
+            f"{line.rtt_s * 1000:.1f} ms" if line.rtt_s else "-",
+        )
+        rows.append(Row(cells, None if status else "dim"))
+    return table_of(PEER_COLUMNS, rows, width)
 
 
 def peer_document(line: PeerLine) -> dict[str, Any]:
@@ -76,13 +111,14 @@ def peer_document(line: PeerLine) -> dict[str, Any]:
     }
 
 
-def jobs_table(lines: Sequence[JobLine]) -> Table:
+def jobs_table(lines: Sequence[JobLine], width: int) -> Table:
     """The table of ``jobs``."""
-    table = _table(("job", "left"), ("name", "left"), ("state", "left"), ("done", "right"), ("units", "right"), ("failed", "right"), ("nodes", "right"))
+    rows = []
     for line in lines:
         nodes = str(len(line.workers)) if line.workers else "-"
-        table.add_row(short(line.job), line.name[:30], line.state, str(line.done), str(line.units), str(line.failed), nodes)
-    return table
+        counts = (str(line.done), str(line.units), str(line.failed), nodes)
+        rows.append(Row((short(line.job), printable(line.name), line.state, *counts, line.role or "-")))
+    return table_of(JOB_COLUMNS, rows, width)
 
 
 def job_document(line: JobLine) -> dict[str, Any]:
@@ -118,33 +154,34 @@ def dashboard(snapshot: Snapshot, width: int) -> RenderableType:
     live = sum(peer.status is not None for peer in snapshot.peers)
     head = Text()
     head.append("p2pgrid ", style="bold")
-    head.append(f"{short(status.node)} {status.name} in '{status.grid}', up {_duration(own.uptime_s)}, version {status.version}")
+    names = f"{printable(status.name)} in '{printable(status.grid)}'"
+    head.append(f"{short(status.node)} {names}, up {_duration(own.uptime_s)}, version {status.version}")
     addresses = ", ".join(f"{address.host}:{address.port}" for address in status.info.addresses)
     role = "server" if status.dht_server else "client"
     known = "" if snapshot.complete else " (a sample)"
     pulse = (
-        f"peers {live}/{len(snapshot.peers)}{known}  cores {own.running}/{status.info.offer.cores} busy  queued {own.queued}  done {own.done}  "
-        f"storage {size_text(own.storage_used_bytes)}/{size_text(status.info.offer.storage_bytes)}"
+        f"peers {live}/{len(snapshot.peers)}{known}  cores {own.running}/{status.info.offer.cores} busy  "
+        f"queued {own.queued}  done {own.done}  storage {size_text(own.storage_used_bytes)}/{size_text(status.info.offer.storage_bytes)}"
     )
     dht = f"dht {role}, {status.dht_contacts} contacts, {status.dht_records} records; reachable at {addresses}"
     parts: list[RenderableType] = [head, Text(pulse), Text(dht, style="dim"), Text()]
     parts += [peers_table(snapshot.peers[:PEERS_SHOWN], width), Text()]
-    parts += [_live_jobs(snapshot.jobs[:JOBS_SHOWN]), Text()]
+    parts += [_live_jobs(snapshot.jobs[:JOBS_SHOWN], width), Text()]
     for event in snapshot.events[-EVENTS_SHOWN:]:
         ago = (snapshot.wall_ms - event.wall_ms) / 1000
-        parts.append(Text(f"{_duration(ago):>6} ago  {event.reason}: {event.text}", no_wrap=True, overflow="ellipsis"))
+        parts.append(Text(f"{_duration(ago):>6} ago  {event.reason}: {printable(event.text, width)}", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 
-def _live_jobs(lines: Sequence[JobLine]) -> RenderableType:
+def _live_jobs(lines: Sequence[JobLine], width: int) -> RenderableType:
     if not lines:
         return Text("no jobs: p2pgrid run SCRIPT.py", style="dim")
-    table = _table(("job", "left"), ("name", "left"), ("state", "left"), ("progress", "left"), ("units", "right"), ("failed", "right"), ("disputed", "right"))
+    rows = []
     for line in lines:
         share = (line.done + line.failed) / line.units if line.units else 0.0
-        progress = f"{bar(share)} {share:4.0%}"
-        table.add_row(short(line.job), line.name[:24], line.state, progress, str(line.units), str(line.failed), str(line.disputed))
-    return table
+        counts = (str(line.units), str(line.failed), str(line.disputed))
+        rows.append(Row((short(line.job), printable(line.name, 24), line.state, f"{bar(share)} {share:4.0%}", *counts)))
+    return table_of(LIVE_JOB_COLUMNS, rows, width)
 
 
 def _duration(seconds: float) -> str:

@@ -103,8 +103,9 @@ async def show_results(
     as_json: bool,
     progress: Any,
     finish: tuple[JobScript, Path] | None = None,
+    stays: bool = True,
 ) -> int:
-    """Follow a job and show it; returns the exit code."""
+    """Follow a job and show it; returns the exit code. ``stays``: whether its results can be asked for again."""
     from p2pgrid.client.running import collect
 
     shown = Shown(gather=as_json or finish is not None)
@@ -118,7 +119,7 @@ async def show_results(
             print_value(finished, sys.stdout.buffer)
     if as_json:
         print_json(document(job, outcome, shown))
-    report(job, outcome)
+    report(job, outcome, stays=stays)
     return code_of(outcome)
 
 
@@ -163,7 +164,7 @@ def document(job: JobId, outcome: Outcome, shown: Shown) -> dict[str, Any]:
     }
 
 
-def report(job: JobId, outcome: Outcome) -> None:
+def report(job: JobId, outcome: Outcome, *, stays: bool = True) -> None:
     """What went wrong, on stderr: the first failures with their tracebacks, the others counted."""
     from p2pgrid.model.ids import short, to_text
 
@@ -177,8 +178,9 @@ def report(job: JobId, outcome: Outcome) -> None:
         say(f"... and {more} more units failed")
     if line.failed:
         if line.final != "map":
-            say(f"{line.final}() did not run, because {line.failed} of {line.units} units failed")
-        say(f"{line.done} of {line.units} units have results: p2pgrid results {to_text(job)}")
+            say(f"there is no result of {line.final}(), because {line.failed} of {line.units} units failed")
+        again = f": p2pgrid results {to_text(job)}" if stays and line.done and line.final == "map" else ""
+        say(f"{line.done} of {line.units} units have results{again}")
     if line.conflicts:
         say(f"{line.conflicts} units have two different decisions: is work() deterministic?")
     if line.state == "cancelled":
@@ -206,5 +208,3 @@ async def save_files(channel: Channel, job: JobId, files: dict[str, FileRef], ou
     except OSError as error:
         raise RefusedError(f"result files cannot be written to '{folder}': {error.strerror}", hint="choose a folder with -o") from error
     say(f"{len(files)} result file{'s' if len(files) != 1 else ''} in {folder}")
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from typer.core import TyperCommand
 
 from p2pgrid.errors import BadDataError, UnreachableError, UsageError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, home_of, parse_size, run_async, say, wall_ms
+from p2pgrid_cli.common import HomeOption, JsonOption, home_of, parse_size, print_line, run_async, say, wall_ms
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from p2pgrid.model.ids import JobId
     from p2pgrid.model.script import JobScript
     from p2pgrid.node import Node
+    from p2pgrid_cli.localgrid import LocalNodes
 
 ITEMS = ":::"
 OVER = "--over"
@@ -65,8 +65,12 @@ class Request:
 def run(
     context: typer.Context,
     words: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py [ARGS]... | -- COMMAND {} ::: ITEM...")] = None,
-    local: Annotated[int | None, typer.Option(min=1, max=64, help="An embedded grid of this many nodes on this machine, gone afterwards.")] = None,
-    quorum: Annotated[int | None, typer.Option(min=1, max=64, help="Equal answers that each unit needs, from as many workers. Default: 1.")] = None,
+    local: Annotated[
+        int | None, typer.Option(min=1, max=64, help="An embedded grid of this many nodes on this machine, gone afterwards.")
+    ] = None,
+    quorum: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Equal answers that each unit needs, from as many workers. Default: 1.")
+    ] = None,
     replicas: Annotated[int | None, typer.Option(min=1, max=64, help="Copies of each blob of the job. Default: 3.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one unit may take. Default: 3600.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory that one unit may take, as 512M.")] = None,
@@ -91,7 +95,8 @@ def run(
     detach = detach or bool(request.script and request.script.options.detach)
     if detach and nodes:
         raise UsageError("--detach and --local exclude one another", hint="a local grid is gone when the command ends")
-    code = run_async(_run(request, options, nodes, detach, output, as_json, home))
+    local_nodes = _start_local(nodes, options.quorum) if nodes else None
+    code = run_async(_run(request, options, local_nodes, detach, output, as_json, home))
     if code:
         raise typer.Exit(code)
 
@@ -123,7 +128,12 @@ def _understand(words: list[str], command: bool) -> Request:
     if OVER in arguments:
         split = arguments.index(OVER)
         arguments, over = arguments[:split], arguments[split + 1 :]
-    return Request(parse_script(source, path.name), path, arguments, over, [], [])
+    script = parse_script(source, path.name)
+    unused = arguments if over is not None else [word for word in arguments if not script.has_inputs and word.startswith("--")]
+    if unused:
+        hint = "options of 'p2pgrid run' come before the script, items behind --over"
+        raise UsageError(f"{path.name} has no use for '{unused[0]}'", hint=hint)
+    return Request(script, path, arguments, over, [], [])
 
 
 def _options(script: JobScript | None, quorum: int | None, replicas: int | None, timeout: float | None, memory: str | None) -> JobOptions:
@@ -147,26 +157,50 @@ def _options(script: JobScript | None, quorum: int | None, replicas: int | None,
     )
 
 
+def _check_quorum(quorum: int, nodes: int) -> None:
+    """A grid that is made for this command does not grow: what it cannot do is said at once."""
+    if quorum > nodes:
+        there = "there is one" if nodes == 1 else f"there are {nodes}"
+        raise UsageError(f"a quorum of {quorum} needs as many nodes, and {there}", hint=f"use --local {quorum}, or join a grid")
+
+
+def _start_local(nodes: int, quorum: int) -> LocalNodes:
+    """Start the processes of a local grid, before this process has threads or an event loop."""
+    import p2pgrid.client
+    import p2pgrid.node  # noqa: F401 - what is imported here, the forked nodes need not import again
+    from p2pgrid_cli.localgrid import LocalNodes
+
+    _check_quorum(quorum, nodes)
+    return LocalNodes(nodes)
+
+
 async def _run(
-    request: Request, options: JobOptions, nodes: int | None, detach: bool, output: Path | None, as_json: bool, home: Path | None
+    request: Request, options: JobOptions, nodes: LocalNodes | None, detach: bool, output: Path | None, as_json: bool, home: Path | None
 ) -> int:
+    import asyncio
+
     from p2pgrid.client.jobs import JobBuilder
     from p2pgrid_cli.progress import Progress
 
     progress = Progress()
     builder = JobBuilder(options, wall_ms, os.urandom, progress.reading)
     with progress:
-        # The user's inputs() may take long: it runs beside the node's heartbeats.
-        plan = await asyncio.to_thread(_build, builder, request)
-        async with _channel(nodes, detach, home, progress) as channel:
-            job = await submit(channel, plan, options, progress)
-            if detach:
-                progress.stop()
-                from p2pgrid.model.ids import to_text
+        # The user's inputs() may take long: it runs while nodes start, and beside their heartbeats.
+        building = asyncio.ensure_future(asyncio.to_thread(_build, builder, request))
+        try:
+            async with _channel(nodes, detach, options.quorum, home, progress) as (channel, stays):
+                job = await submit(channel, await building, options, progress)
+                if detach:
+                    progress.stop()
+                    from p2pgrid.model.ids import to_text
 
-                print(to_text(job), flush=True)
-                return exits.OK
-            return await _follow(channel, job, request, output, as_json, progress)
+                    print_line(to_text(job))
+                    return exits.OK
+                return await _follow(channel, job, request, output, as_json, progress, stays)
+        finally:
+            building.cancel()
+            if nodes is not None:
+                await nodes.close()
 
 
 def _build(builder: JobBuilder, request: Request) -> Plan:
@@ -183,12 +217,16 @@ def _build(builder: JobBuilder, request: Request) -> Plan:
         raise
     except Exception as error:
         where = f"{request.path}: " if not isinstance(error, OSError) else ""
-        raise BadDataError(f"{where}inputs() failed: {type(error).__name__}: {error}", hint="inputs(*ARGS) runs here, before the job") from error
+        raise BadDataError(
+            f"{where}inputs() failed: {type(error).__name__}: {error}", hint="inputs(*ARGS) runs here, before the job"
+        ) from error
 
 
 @asynccontextmanager
-async def _channel(nodes: int | None, detach: bool, folder: Path | None, progress: Any) -> AsyncIterator[Channel]:
-    """A channel to the running node of this home, or to one started for this command alone."""
+async def _channel(
+    nodes: LocalNodes | None, detach: bool, quorum: int, folder: Path | None, progress: Any
+) -> AsyncIterator[tuple[Channel, bool]]:
+    """A channel to the running node of this home, or to one started for this command alone; and whether its grid stays."""
     from p2pgrid.client.channel import Channel
     from p2pgrid.services.membership import load
     from p2pgrid_cli import hosting
@@ -196,14 +234,14 @@ async def _channel(nodes: int | None, detach: bool, folder: Path | None, progres
     from p2pgrid_cli.settings import load as load_settings
 
     if nodes:
-        progress.note(f"starting {nodes} local nodes")
+        progress.note(f"starting {len(nodes)} local node{'s' if len(nodes) > 1 else ''}")
         async with hosting.local_grid(nodes) as node, await _open(node) as channel:
-            yield channel
+            yield channel, False
         return
     home = home_of(folder)
     if home.running() is not None:
         async with await Channel.open(home, wall_ms) as channel:
-            yield channel
+            yield channel, True
         return
     if detach:
         raise UnreachableError("--detach needs a running node in this home", hint="start one with: p2pgrid join --detach")
@@ -211,16 +249,20 @@ async def _channel(nodes: int | None, detach: bool, folder: Path | None, progres
     if membership is None:
         import tempfile
 
+        _check_quorum(quorum, 1)
         config = config_of(Settings(name="embedded", listen="127.0.0.1:0"), Path(tempfile.gettempdir()))
         async with hosting.embedded_node(config) as node, await _open(node) as channel:
-            yield channel
+            yield channel, False
         return
     progress.note("the node of this home is not running: it is started for this command")
     home.prepare()
     home.lock()
     try:
-        async with hosting.running_node(home, membership, config_of(load_settings(home), home.folder)) as node, await _open(node) as channel:
-            yield channel
+        async with (
+            hosting.running_node(home, membership, config_of(load_settings(home), home.folder)) as node,
+            await _open(node) as channel,
+        ):
+            yield channel, True
     finally:
         home.close()
 
@@ -246,15 +288,17 @@ async def submit(channel: Channel, plan: Plan, options: JobOptions, progress: An
     return job
 
 
-async def _follow(channel: Channel, job: JobId, request: Request, output: Path | None, as_json: bool, progress: Any) -> int:
+async def _follow(channel: Channel, job: JobId, request: Request, output: Path | None, as_json: bool, progress: Any, stays: bool) -> int:
     """Show results as they come; Ctrl-C cancels the job."""
+    import asyncio
+
     from p2pgrid_cli.results import show_results
 
     try:
         finish = None
         if request.script and request.script.options.finish == "local":
             finish = (request.script, request.path)
-        return await show_results(channel, job, wait=True, output=output, as_json=as_json, progress=progress, finish=finish)
+        return await show_results(channel, job, wait=True, output=output, as_json=as_json, progress=progress, finish=finish, stays=stays)
     except asyncio.CancelledError:
         progress.stop()
         try:

@@ -33,11 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def over(self, older: Settings) -> Settings:
         """These settings, and where they say nothing the older ones."""
-        return Settings(**{name: _first(getattr(self, name), getattr(older, name)) for name in self.__struct_fields__})
-
-
-def _first(new: object, old: object) -> object:
-    return old if new is None else new
+        said = {name: getattr(self, name) for name in self.__struct_fields__ if getattr(self, name) is not None}
+        return msgspec.structs.replace(older, **said)
 
 
 def load(home: Home) -> Settings:

@@ -119,7 +119,7 @@ class JobBuilder:
             self._unit = _Unit(b"")
             files = []
             path = Path(item)
-            if path.is_file():
+            if is_file(item):
                 place = _place(path)
                 files.append((self._on_path(path), place))
                 item = place
@@ -268,7 +268,12 @@ def items_of(script: JobScript, path: Path, arguments: Sequence[str], over: Sequ
 
 
 def _item(word: str) -> str | Path:
-    path = Path(word)
-    return path if len(word) < 4096 and "\0" not in word and path.is_file() else word
+    return Path(word) if is_file(word) else word
 
 
+def is_file(word: str) -> bool:
+    """Whether a word names a file. Words that could not name one, too long or with odd characters, do not."""
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False

@@ -14,7 +14,7 @@ from p2pgrid.errors import UnreachableError
 from p2pgrid.model.ids import BlobId, JobId
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.values import decode_value
-from p2pgrid.model.work import DIED, NO_INPUT, OK, RAISED, TIMED_OUT, TOO_LARGE
+from p2pgrid.model.work import DIED, DISAGREED, NO_INPUT, OK, RAISED, TIMED_OUT, TOO_LARGE
 from p2pgrid.runtimes.command import decode_command_result
 from p2pgrid.services.results import Failure
 from p2pgrid.wire.codec import decode
@@ -27,6 +27,7 @@ OUTCOME_REASONS = {
     DIED: Reason.DIED,
     TOO_LARGE: Reason.TOO_LARGE,
     NO_INPUT: Reason.NO_INPUT,
+    DISAGREED: Reason.DISAGREED,
 }
 
 
@@ -102,7 +103,7 @@ def _note_failures(span: ResultSpan, failures: dict[int, UnitFailure]) -> None:
         if outcome != OK and (len(failures) < FAILURES_SHOWN or span.first + position < max(failures)):
             reason = OUTCOME_REASONS.get(outcome, Reason.DIED)
             raw = bytes(span.values[position])
-            failure = decode(raw, Failure) if raw[:1] >= b"\x80" and raw[:1] < b"\x90" else Failure()
+            failure = decode(raw, Failure) if outcome != DISAGREED and b"\x80" <= raw[:1] < b"\x90" else Failure()
             number = span.first + position
             failures[number] = UnitFailure(number, reason, failure.type, failure.message or reason.sentence, failure.traceback)
             while len(failures) > FAILURES_SHOWN:

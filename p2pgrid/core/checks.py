@@ -2,6 +2,7 @@
 
 1. A receipt is by the worker its grant names, stays within the granted ranges, and its columns are of one length.
 2. A line of a decision is borne out by every receipt it cites, from enough workers distinct by key and group.
+3. A line that says ``DISAGREED`` cites answers that differ, and of which none would stand.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from p2pgrid.core.columns import check_apart, columns_of, within
+from p2pgrid.core.quorum import Answer, judge
 from p2pgrid.errors import IntegrityError, MalformedError, RefusedError
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import ANSWERS, NO_INPUT, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.model.work import ANSWERS, DISAGREED, NO_INPUT, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.wire.codec import digest_of
 from p2pgrid.wire.envelope import Signed
 
@@ -48,9 +50,12 @@ def check_receipt(receipt: Signed[Receipt], grant: Signed[Grant] | None) -> int:
 def check_entry(entry: DecisionEntry, receipts: Sequence[Signed[Receipt]], grants: Mapping[bytes, Signed[Grant]], quorum: int) -> None:
     """Raise IntegrityError unless the receipts that a line of a decision cites bear it out."""
     named = (*entry.cited, *entry.dissent)
-    if not entry.cited or min(named) < 0 or max(named) >= len(receipts) or not 0 <= entry.outcome <= NO_INPUT:
+    if not entry.cited or min(named) < 0 or max(named) >= len(receipts) or not 0 <= entry.outcome <= DISAGREED:
         raise IntegrityError("a decision cites nothing", reason=Reason.MALFORMED)
     agree = [receipts[ordinal] for ordinal in entry.cited]
+    if entry.outcome == DISAGREED:
+        _check_disagreed(entry, agree, grants, quorum)
+        return
     for receipt in agree:
         outcomes, digests = columns_of(receipt.body, entry)
         if outcomes != bytes([entry.outcome]) * entry.units or digest_of(digests) != entry.root:
@@ -61,3 +66,16 @@ def check_entry(entry: DecisionEntry, receipts: Sequence[Signed[Receipt]], grant
     distinct = min(len({receipt.author for receipt in agree}), len(groups))
     if distinct < quorum + len(entry.dissent):
         raise IntegrityError("too few workers agree for a decision", reason=Reason.NOT_GRANTED)
+
+
+def _check_disagreed(entry: DecisionEntry, cited: Sequence[Signed[Receipt]], grants: Mapping[bytes, Signed[Grant]], quorum: int) -> None:
+    columns = [columns_of(receipt.body, entry) for receipt in cited]
+    if not all(outcomes for outcomes, _ in columns) or digest_of(columns[0][1]) != entry.root:
+        raise IntegrityError("the receipts do not bear a decision out", reason=Reason.NOT_GRANTED)
+    groups = [grants[receipt.body.grant].body.group for receipt in cited]
+    for unit in range(entry.units):
+        place = slice(unit * DIGEST_BYTES, (unit + 1) * DIGEST_BYTES)
+        said = zip(cited, groups, columns, strict=True)
+        verdict = judge([Answer(one.author, group, outcomes[unit], digests[place], 0) for one, group, (outcomes, digests) in said], quorum)
+        if verdict is None or not verdict.missing or not verdict.dissent:
+            raise IntegrityError("the receipts do not disagree", reason=Reason.NOT_GRANTED)

@@ -8,7 +8,8 @@
 4. A lease ends with its receipts, with its deadline, or with its worker's connection. What is open then is
    leased again. A late receipt still counts.
 5. A unit that missed ``attempts`` times (time-out, death), or missed once at everybody there who could answer,
-   is given up.
+   is given up. So is one whose answers differ when many were asked, or when everybody there has answered
+   and nobody new came for a while.
 6. Derived batches open when all results below them are decided. If a unit failed, nothing is derived.
 7. The job is over when every unit that can be decided is.
 8. When nothing is pending, units of a lease far slower than any before are leased once more.
@@ -45,8 +46,8 @@ from p2pgrid.core.leases import Lease, LeaseBook
 from p2pgrid.core.ledger import Ledger
 from p2pgrid.core.pace import Pace, WorkerState
 from p2pgrid.core.quorum import misses
-from p2pgrid.core.verdicts import join_entries
-from p2pgrid.model.work import ANSWERS, Decision, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.core.verdicts import Short, join_entries
+from p2pgrid.model.work import ANSWERS, DISAGREED, Decision, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.wire.envelope import Signed, Statement
 
 __all__ = [
@@ -85,6 +86,8 @@ UNPROVEN_UNITS = 64
 """Units (or four for each core) that a worker may owe before its first receipt: nobody hoards a job."""
 AGAIN_AFTER_S = 5.0
 """So long others may take a unit before somebody who had it gets it again."""
+DISAGREED_AFTER_S = 10.0
+"""So long a unit on which everybody there disagrees waits for somebody else to come."""
 SLOW_LEASE_S = 5.0
 SLOW_LEASE_FACTOR = 3.0
 
@@ -108,6 +111,8 @@ class Lead:
     _level: int = 0
     _assembling: set[int] = field(default_factory=set)
     _nonce: int = 0
+    _contested: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Undecided units with different answers, and since when nobody is there who could say more."""
     _accounted: int = 0
     """Decided units that the book knows of."""
 
@@ -129,8 +134,11 @@ class Lead:
             self.book.want(batch, 0, units, self.ledger.job.body.quorum)
             return
         for unit in range(units):
-            for answer in self.ledger.answers(batch, unit):
+            answers = self.ledger.answers(batch, unit)
+            for answer in answers:
                 self.book.note_had(batch, unit, answer.group)
+            if len({answer.digest for answer in answers if answer.outcome in ANSWERS}) > 1:
+                self._contested[batch, unit] = 0.0
         self._reconcile(batch, 0, units)
 
     def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
@@ -265,13 +273,53 @@ class Lead:
         effects: list[Effect] = [Record((receipt,))]
         if entries:
             effects += self._decide(tuple(entries), tuple(cited))
-        for batch, start, units, missing in short:
-            self.book.want(batch, start, units, missing)
+        effects += self._widen(short, now)
         if any(outcome not in ANSWERS for outcome in set(receipt.body.outcomes)):
             effects += self._on_missed(receipt)
         if self.book.pending > pending:
             effects += self._wake_hungry()
         return effects + self._advance()
+
+    def _widen(self, short: list[Short], now: float) -> list[Effect]:
+        """Ask for the answers that are missing, or give up where so many differ that more will not help."""
+        job = self.ledger.job.body
+        hopeless: list[tuple[int, int]] = []
+        for batch, start, units, missing, contested in short:
+            self.book.want(batch, start, units, missing)
+            if contested >= job.quorum + 2 * job.attempts:
+                hopeless += [(batch, unit) for unit in range(start, start + units)]
+            elif contested:
+                self._contested.update(((batch, unit), now) for unit in range(start, start + units))
+        return self._disagree(hopeless)
+
+    def _disagree(self, units: list[tuple[int, int]]) -> list[Effect]:
+        """Decide that no answer stands for these units."""
+        cited: dict[int, int] = {}
+        parts: list[tuple[DecisionEntry, bytes]] = []
+        for batch, unit in units:
+            self._contested.pop((batch, unit), None)
+            answers = [answer for answer in self.ledger.answers(batch, unit) if answer.outcome in ANSWERS]
+            ordinals = tuple([cited.setdefault(answer.receipt, len(cited)) for answer in answers])
+            parts.append((DecisionEntry(batch, unit, 1, DISAGREED, b"", ordinals), answers[0].digest))
+        receipts = tuple(self.ledger.receipt_list[ordinal].id for ordinal in cited)
+        return self._decide(tuple(join_entries(parts)), receipts) if parts else []
+
+    def _stuck(self, now: float) -> list[tuple[int, int]]:
+        """Contested units for which nobody is left to ask."""
+        if not self._contested:
+            return []
+        present = self._present()
+        stuck: list[tuple[int, int]] = []
+        for (batch, unit), since in list(self._contested.items()):
+            if self.ledger.state(batch, unit) != OPEN:
+                del self._contested[batch, unit]
+                continue
+            answered = {answer.group for answer in self.ledger.answers(batch, unit) if answer.outcome in ANSWERS}
+            if not present or not present <= answered or self.book.owed(batch, unit):
+                self._contested[batch, unit] = now
+            elif now - since >= DISAGREED_AFTER_S:
+                stuck.append((batch, unit))
+        return sorted(stuck)
 
     def _note_answered(self, receipt: Signed[Receipt], now: float) -> None:
         self.pace.note(receipt.body, self.ledger.job.body.limits.timeout_s)
@@ -358,7 +406,8 @@ class Lead:
         for lease in late:
             self._return(lease)
         self._copy_slow(now)
-        return self._advance() + self._invite(now)
+        given_up = self._disagree(self._stuck(now)) if not (self.over or self.stopped) else []
+        return given_up + self._advance() + self._invite(now)
 
     def _copy_slow(self, now: float) -> None:
         """Ask for a second answer to what a lease owes that takes far longer than any lease before it."""

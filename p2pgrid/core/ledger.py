@@ -42,7 +42,7 @@ from p2pgrid.core.verdicts import Short, compared, join_entries, sole_verdict
 from p2pgrid.errors import MalformedError, RefusedError
 from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import ANSWERS, OK, Decision, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.model.work import ANSWERS, DISAGREED, OK, Decision, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.wire.envelope import Signed
 
 __all__ = [
@@ -141,7 +141,11 @@ class Ledger:
             return None
         receipt = self.receipt_list[column.receipt[unit]]
         position = position_in(receipt.body, batch, unit)
-        return Found(receipt, position, receipt.body.outcomes[position], digest_at(receipt.body, position))
+        return Found(receipt, position, self.outcome(batch, unit, receipt.body.outcomes[position]), digest_at(receipt.body, position))
+
+    def outcome(self, batch: int, unit: int, said: int) -> int:
+        """The decided outcome of a unit whose receipt says ``said``: an answer that nobody shares is DISAGREED."""
+        return DISAGREED if said in ANSWERS and (batch, unit) in self._given_up else said
 
     def answers(self, batch: int, unit: int) -> list[Answer]:
         """What was answered for an undecided unit so far, ordered by receipt id.

@@ -46,12 +46,13 @@ def _runs_alike(body: Receipt, batch: int, unit: int, position: int, count: int)
 
 
 class Short(NamedTuple):
-    """A run of units that need ``missing`` more equal answers each."""
+    """A run of units that need ``missing`` more equal answers each. ``contested``: the answers that differ, in all."""
 
     batch: int
     start: int
     units: int
     missing: int
+    contested: int = 0
 
 
 def compared(
@@ -70,7 +71,8 @@ def compared(
         if verdict is None:
             continue
         if verdict.missing:
-            short.append(Short(batch, start, units, verdict.missing))
+            contested = len(verdict.agree) + len(verdict.dissent) if verdict.dissent else 0
+            short.append(Short(batch, start, units, verdict.missing, contested))
             continue
         agree = tuple([cited.setdefault(answer.receipt, len(cited)) for answer in verdict.agree])
         dissent = tuple([cited.setdefault(answer.receipt, len(cited)) for answer in verdict.dissent])

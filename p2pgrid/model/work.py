@@ -14,6 +14,8 @@ TIMED_OUT = 2
 DIED = 3
 TOO_LARGE = 4
 NO_INPUT = 5
+DISAGREED = 6
+"""In decisions only: everybody there answered, and no answer has enough who agree."""
 ANSWERS = (OK, RAISED)
 """Outcomes that count towards a quorum. The others are missed attempts."""
 

@@ -1,7 +1,9 @@
 """The worker pool: at most ``slots`` batches run at one time, each on one warm process of its job.
 
 Processes are shared by the batches of one job and nobody else. Those without work stay warm for a while, bounded in number and
-time; the one unused for longest goes first. The pool owns every process and every task it starts: ``close`` leaves none.
+time; the one unused for longest goes first. One process is started ahead of the next job, which it learns only when that comes:
+most of what a small job waits for is an interpreter to start. The pool owns every process and every task it starts: ``close``
+leaves none.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
-from p2pgrid.errors import RefusedError, TryAgainError
+from p2pgrid.errors import P2PGridError, RefusedError, TryAgainError
 from p2pgrid.model.reasons import Reason
 from p2pgrid.runtimes.batch import BatchRun
 from p2pgrid.runtimes.link import LogTail
-from p2pgrid.runtimes.process import ProcessSpec, WorkerProcess
+from p2pgrid.runtimes.process import BLANK, ProcessSpec, WorkerProcess
 from p2pgrid.runtimes.tasks import BatchTask, OnResults, PoolPolicy
 from p2pgrid.runtimes.worker.files import empty_folder
 
 _LOGS_KEPT = 64
+_SPARE_AFTER_S = 0.1
+"""So long after a process was taken the next spare is started: not while the job it was taken for waits for the same core."""
 _WORKER_MODULES = ("launch", "serve", "units", "files", "failures", "command")
 
 
@@ -37,6 +41,9 @@ class WorkerPool:
         """(idle since, process), the one unused for longest first."""
         self._endings: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._spare: WorkerProcess | None = None
+        self._spare_timer: asyncio.TimerHandle | None = None
+        self._preparing = False
         self._logs: OrderedDict[bytes, LogTail] = OrderedDict()
         self._launched = 0
         self._open = False
@@ -69,6 +76,7 @@ class WorkerPool:
         while self._idle:
             self._end_later(self._idle.popleft()[1])
         self._set_idle_timer()
+        self._end_spare()
         while self._runs:
             self._finished.clear()
             await self._finished.wait()
@@ -178,13 +186,68 @@ class WorkerPool:
                 process.reused = True
                 return process
         job = spec.job.job
-        self._launched += 1
-        process = await WorkerProcess.launch(spec, self._folder / "processes" / str(self._launched), self._policy)
+        process = self._take_spare() or await WorkerProcess.launch(spec, self._next_folder(), self._policy)
+        if process.spec != spec:
+            process.adopt(spec)
+        self._plan_spare(_SPARE_AFTER_S)
         self._logs[job] = process.log
         self._logs.move_to_end(job)
         if len(self._logs) > _LOGS_KEPT:
             self._logs.popitem(last=False)
         return process
+
+    def _next_folder(self) -> Path:
+        self._launched += 1
+        return self._folder / "processes" / str(self._launched)
+
+    def _take_spare(self) -> WorkerProcess | None:
+        process, self._spare = self._spare, None
+        if process is None:
+            return None
+        process.on_exit = None
+        if process.look():
+            self._end_later(process)
+            return None
+        return process
+
+    def _plan_spare(self, after_s: float) -> None:
+        """Look after the spare in ``after_s`` seconds: start one, or end one that nobody needed."""
+        self._forget_spare_plan()
+        if self._open and self._policy.spare:
+            self._spare_timer = asyncio.get_running_loop().call_later(after_s, self._turn_spare)
+
+    def _turn_spare(self) -> None:
+        self._spare_timer = None
+        if self._spare is not None:
+            self._end_spare()
+        elif not self._preparing:
+            self._preparing = True
+            self._own(asyncio.get_running_loop().create_task(self._prepare_spare()))
+
+    async def _prepare_spare(self) -> None:
+        try:
+            process = await WorkerProcess.launch(BLANK, self._next_folder(), self._policy)
+        except P2PGridError:
+            return  # The next job will say so itself.
+        finally:
+            self._preparing = False
+        if not self._open or process.look():
+            await process.end()
+            return
+        process.on_exit = self._end_spare
+        self._spare = process
+        self._plan_spare(self._policy.idle_s)
+
+    def _end_spare(self) -> None:
+        self._forget_spare_plan()
+        process, self._spare = self._spare, None
+        if process is not None:
+            self._end_later(process)
+
+    def _forget_spare_plan(self) -> None:
+        if self._spare_timer is not None:
+            self._spare_timer.cancel()
+            self._spare_timer = None
 
     def _release(self, process: WorkerProcess) -> None:
         if not self._open or process.look():
@@ -206,14 +269,16 @@ class WorkerPool:
 
     def _end_later(self, process: WorkerProcess) -> None:
         process.on_exit = None
-        task = asyncio.get_running_loop().create_task(process.end())
+        self._own(asyncio.get_running_loop().create_task(process.end()))
+
+    def _own(self, task: asyncio.Task[None]) -> None:
         self._endings.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._endings.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            context: dict[str, Any] = {"message": "a worker process could not be ended", "exception": error}
+            context: dict[str, Any] = {"message": "a worker process could not be started or ended", "exception": error}
             task.get_loop().call_exception_handler(context)
 
     def _set_idle_timer(self) -> None:

@@ -43,6 +43,10 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     memory_bytes: int
 
 
+BLANK = ProcessSpec(JobKey(b"", b""), Code(), "", 0)
+"""Of a process that was started ahead and knows no job yet."""
+
+
 class WorkerProcess:
     """A running worker. ``launch`` makes one; ``end`` must be awaited for each."""
 
@@ -63,7 +67,10 @@ class WorkerProcess:
 
     @classmethod
     async def launch(cls, spec: ProcessSpec, folder: Path, policy: PoolPolicy) -> WorkerProcess:
-        """Start a process and send it its job. Raises TryAgainError when the system has no room, ConfigError when it cannot work at all."""
+        """Start a process and send it its job, unless that is BLANK.
+
+        Raises TryAgainError when the system has no room, ConfigError when it cannot work at all.
+        """
         self = cls(spec, folder, policy)
         try:
             await self._start()
@@ -96,6 +103,13 @@ class WorkerProcess:
         await loop.connect_read_pipe(lambda: self.log, os.fdopen(log_reader, "rb", buffering=0))
         await loop.create_unix_connection(lambda: self.link, sock=ours)
         self._watch_exit(loop)
+        if self.spec != BLANK:
+            self.link.send(self._load())
+
+    def adopt(self, spec: ProcessSpec) -> None:
+        """Give a BLANK process its job: it confines itself and loads the code now, and is that job's alone for ever."""
+        assert self.spec == BLANK
+        self.spec = spec
         self.link.send(self._load())
 
     def _spawn(self, channel: int, log: int) -> subprocess.Popen[bytes]:

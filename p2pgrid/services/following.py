@@ -20,6 +20,8 @@ from p2pgrid.wire.owner import FollowEvent, JobLine, ResultSpan
 EVENT_BYTES = 512 << 10
 NEWS_S = 0.25
 """The summary is repeated this often while nothing is decided."""
+QUIET_LOOKS = 12
+"""After so many looks in a row at a job that nobody works on, its owner is told what it waits for."""
 FAILURES_MAX = 100
 """Failures of lower levels that are told in full; all are counted."""
 
@@ -58,6 +60,7 @@ class Follower:
         self._queue: deque[DecisionEntry] = deque()
         self._news = asyncio.Event()
         self._failures = 0
+        self._quiet = 0
         levels = view.ledger.layout.levels
         self._last_batch = levels[-1].first_batch
 
@@ -135,13 +138,35 @@ class Follower:
                 digest = body.digests[at : at + DIGEST_BYTES]
                 if bytes(value) == NIL and digest != NIL_DIGEST:
                     blobs.append((position, digest, (span.receipt.author, *body.holders)))
-        first = self._view.ledger.layout.number(span.batch, span.start)
-        return ResultSpan(first, body.outcomes[span.position : stop], list[msgspec.Raw](values), tuple(blobs))
+        ledger = self._view.ledger
+        outcomes = body.outcomes[span.position : stop]
+        if ledger.failed:
+            # An answer may stand there for a unit whose workers never agreed.
+            outcomes = bytes(ledger.outcome(span.batch, span.start + index, said) for index, said in enumerate(outcomes))
+        first = ledger.layout.number(span.batch, span.start)
+        return ResultSpan(first, outcomes, list[msgspec.Raw](values), tuple(blobs))
 
     def _event(self, results: tuple[ResultSpan, ...], *, end: bool = False) -> FollowEvent:
         running = len(self._view.lead.book.leases) if isinstance(self._view, LedJob) else 0
-        note = self._view.keepers_note if isinstance(self._view, LedJob) else ""
+        note = ""
+        if isinstance(self._view, LedJob):
+            idle = self._view.lead.book.pending and not running
+            self._quiet = self._quiet + 1 if idle and not results else 0
+            note = waiting_note(self._view) if self._quiet >= QUIET_LOOKS else self._view.keepers_note
         return FollowEvent(job_line(self._view), results, running, end, note)
+
+
+def waiting_note(led: LedJob) -> str:
+    """Why a job whose units nobody works on does not go on by itself."""
+    able = len(led.lead.known | led.lead.workers.keys())
+    quorum = led.job.body.quorum
+    if not able:
+        return "waiting: no node is there that may run this job"
+    if quorum > able:
+        return f"waiting: each unit needs equal answers of {quorum} nodes, and only {able} may run this job"
+    if quorum > 1:
+        return "waiting: the answers to some units differ, and every node there has given one; is work() deterministic?"
+    return "waiting: no node takes the units that are left"
 
 
 def _decided(view: JobView) -> list[DecisionEntry]:

@@ -45,6 +45,7 @@ STATEMENTS: dict[int, type[Statement]] = {
     kinds.SETTLED: Settled,
 }
 CLEAN_S = 60.0
+ANNOUNCE_AFTER_S = 0.5
 ENDED_IN_MEMORY_MAX = 64
 KEEPS = encode(1)
 """Value of a keeper's record: the author is what it points at. An empty one would withdraw it."""
@@ -124,6 +125,7 @@ class Keeping:
             if records:
                 self._note(kept, records, await kept.file.append(records))
                 self._index(kept)
+            await kept.file.wait(kept.file.end)
         return Ok()
 
     async def _begin(self, job: JobId, records: Sequence[LogRecord], role: str = "kept") -> KeptJob:
@@ -148,12 +150,14 @@ class Keeping:
         self._make_room()
         self.jobs[job] = kept
         self._ids.add(job)
-        await file.append([records[0]])
+        file.post([records[0]])
         if role == "kept":
             self._tasks.spawn(self._announce(job), "announce")
         return kept
 
     async def _announce(self, job: JobId) -> None:
+        # It costs more than keeping a small job does: not while its submitter waits for this keeper's word.
+        await asyncio.sleep(ANNOUNCE_AFTER_S)
         await self._dht.publish(RecordKind.JOB_KEEPERS, dht_id_of_job(job), KEEPS, KEEPERS_TTL_S)
 
     def _absorb(self, kept: KeptJob, records: Sequence[LogRecord], sender: bytes | None) -> list[LogRecord]:

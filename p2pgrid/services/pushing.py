@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from p2pgrid.core.keeping import PushBook
@@ -28,7 +29,7 @@ class _Pushed:
     file: JobFile
     replace: Replace
     book: PushBook = field(default_factory=PushBook)
-    urgent: bool = False
+    urgent: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,7 +68,7 @@ class Pushing:
     async def complete(self, job: JobId) -> None:
         """Wait until every keeper has everything posted so far."""
         pushed = self._jobs[job]
-        pushed.urgent = True
+        pushed.urgent.set()
         pushed.file.changed.set()
         await pushed.file.wait(pushed.file.end)
         while not pushed.book.complete(pushed.file.end):
@@ -79,8 +80,9 @@ class Pushing:
         while not pushed.ended:
             await pushed.file.changed.wait()
             pushed.file.changed.clear()
-            if not pushed.urgent:
-                await asyncio.sleep(COALESCE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(COALESCE_S):
+                    await pushed.urgent.wait()
             for keeper, cursor in pushed.book.due(pushed.file.durable):
                 self._tasks.spawn(self._push(job, NodeKey(keeper), cursor), "push")
 

@@ -32,6 +32,7 @@ from p2pgrid.wire.envelope import Signed, open_envelope
 from p2pgrid.wire.messages import CancelRequest, JobInvite, PullReply, PullRequest
 
 JOBS_MAX = 256
+LEASES_MAX = 4096
 KINDS = {MAP: Kind.MAP, REDUCE: Kind.REDUCE}
 PULL_S = 15.0
 
@@ -63,6 +64,8 @@ class Working:
         self._delivering = Delivering(context, peers, storing)
         self._known: dict[bytes, _Known] = {}
         self._refused: dict[bytes, Reason] = {}
+        self._owed: dict[bytes, int] = {}
+        """Units of each lease whose tasks have not ended; bounded, and of a forgotten lease every task counts as the last."""
         self.worker = core.Worker(context.policy.cores)
         self.done = 0
         context.methods.on_notify("job.invite", JobInvite, self._on_invite)
@@ -168,6 +171,9 @@ class Working:
 
     def _reserve(self, known: _Known, grant: Signed[Grant]) -> None:
         """Keep the batches of a lease until its last unit has ended; drop those that nobody needs."""
+        self._owed[grant.id] = sum(unit_range.units for unit_range in grant.body.ranges)
+        while len(self._owed) > LEASES_MAX:
+            self._owed.pop(next(iter(self._owed)))
         for number in {unit_range.batch for unit_range in grant.body.ranges}:
             known.users[number] = known.users.get(number, 0)
         for unit_range in grant.body.ranges:
@@ -195,6 +201,14 @@ class Working:
         finally:
             known.users[run.range.batch] = max(0, known.users.get(run.range.batch, 0) - run.range.units)
             self._handle(core.TaskEnded(run.source))
+            self._end_run(source, run)
+
+    def _end_run(self, source: Source, run: core.Run) -> None:
+        """One signature for a lease where its tasks are short: only the last of them sends at once what was gathered."""
+        left = self._owed.pop(run.grant, 0) - run.range.units
+        if left > 0:
+            self._owed[run.grant] = left
+        else:
             self._delivering.flush(source)
 
     def _on_chunk(self, source: Source, run: core.Run, chunk: BatchChunk) -> None:

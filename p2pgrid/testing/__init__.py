@@ -1,1 +1,9 @@
-"""Virtual time, faults and checkers for tests of p2pgrid and of what is built on it: public and documented."""
+"""Parts for testing grids without a network: public, so that a user's own tests may use them.
+
+:class:`MemoryNetwork` and :class:`MemoryTransport` stand in for TCP and TLS inside one process; ``p2pgrid.testing.heap``
+drives the machines of ``core`` in virtual time from one seed.
+"""
+
+from p2pgrid.net.memory import MemoryNetwork, MemoryTransport
+
+__all__ = ["MemoryNetwork", "MemoryTransport"]

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from p2pgrid.core.ledger import DONE, OPEN, Ledger
-from p2pgrid.model.work import ANSWERS, OK, Decision, Grant, Receipt
+from p2pgrid.model.work import ANSWERS, DISAGREED, OK, Decision, Grant, Receipt
 from p2pgrid.wire.envelope import Signed
 
 
@@ -86,6 +86,9 @@ def check_decisions(ledger: Ledger) -> None:
                 decided[entry.batch, unit] += 1
                 cited = [decision.body.receipts[ordinal] for ordinal in entry.cited]
                 words = {said[receipt, entry.batch, unit] for receipt in cited}
+                if entry.outcome == DISAGREED:
+                    assert len(words) > 1, "cited receipts do not differ"
+                    continue
                 assert {word[0] for word in words} == {entry.outcome}, "cited receipts say something else"
                 assert len(words) == 1, "cited receipts differ"
                 done += entry.outcome == OK

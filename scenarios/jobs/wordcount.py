@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
-UNITS_MAX = 256
+UNITS_MAX = 64
 SHOWN = 20
 NOT_LIBRARY = {"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"}
 WORD = re.compile(rb"[a-z_]+")
@@ -66,7 +66,7 @@ def files_of(paths: Iterable[str]) -> list[Path]:
 
 
 def inputs(*paths: str) -> Iterator[list[Path]]:
-    """Groups of files, so that there are a few hundred units however many files there are."""
+    """Groups of files, so that there are a few dozen units however many files there are."""
     files = files_of(paths) if paths else standard_library()
     if not files:
         raise FileNotFoundError(f"no files in: {' '.join(paths) or sysconfig.get_path('stdlib')}")

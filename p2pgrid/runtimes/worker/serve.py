@@ -56,6 +56,8 @@ def serve(channel_number: int, progress_number: int, parent_id: int, library: in
     channel = Channel(channel_number)
     progress = mmap.mmap(progress_number, frames.PROGRESS.size)
     os.close(progress_number)
+    from .units import UnitRunner  # Before the job comes: a process that was started ahead has time for it.
+
     load = msgspec.msgpack.decode(channel.read(), type=frames.Load)
     folders = Folders(load.folder, load.file_bytes_max)
     _confine(load, parent_id, folders)
@@ -65,8 +67,6 @@ def serve(channel_number: int, progress_number: int, parent_id: int, library: in
 
         runner: Any = CommandRunner(load, folders, progress, channel)
     else:
-        from .units import UnitRunner
-
         module = _load_job(load, channel)
         runner = UnitRunner(load, module, folders, progress, channel)
     channel.write(frames.Ready())

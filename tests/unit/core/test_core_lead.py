@@ -24,11 +24,11 @@ from p2pgrid.core.lead import (
     WorkersKnown,
 )
 from p2pgrid.core.ledger import DONE, FAILED, OPEN
-from p2pgrid.errors import RefusedError
+from p2pgrid.errors import IntegrityError, RefusedError
 from p2pgrid.model.job import Derive
-from p2pgrid.model.work import DIED, TIMED_OUT, Decision, UnitRange
+from p2pgrid.model.work import DIED, DISAGREED, TIMED_OUT, Decision, UnitRange
 from p2pgrid.testing.core_grid import oracle
-from tests.unit.core.core_builders import LEAD, A, B, C, D, deliver, lead_of, leased, pull, receipt
+from tests.unit.core.core_builders import LEAD, A, B, C, D, decision, deliver, entry, grant, lead_of, leased, ledger_of, pull, receipt
 
 
 def kinds(effects: Sequence[object]) -> list[str]:
@@ -352,3 +352,60 @@ def test_a_forged_receipt_changes_nothing() -> None:
     lead.check()
     assert lease.id in lead.book.leases
     assert not lead.ledger.receipt_list
+
+
+def disagreement(workers: int, attempts: int = 3) -> Lead:
+    """A unit on which everybody there says something else."""
+    lead = lead_of(1, quorum=2, attempts=attempts)
+    names = [bytes([number + 1]) * 32 for number in range(workers)]
+    lead.handle(WorkersKnown(frozenset(names)), 0.0, 0)
+    for name in names:
+        lease = pull(lead, name)
+        if lease is None:
+            break
+        deliver(lead, receipt(lease, value=name))
+    return lead
+
+
+def test_answers_that_never_agree_are_given_up_when_nobody_else_comes() -> None:
+    lead = disagreement(4)
+    assert lead.handle(Tick(), 5.0, 0)[:1] != [Over(0, 1)]
+    effects = lead.handle(Tick(), 11.0, 0)
+    lead.check()
+    assert Over(0, 1) in effects
+    found = lead.ledger.find(0, 0)
+    assert found is not None
+    assert (found.outcome, lead.ledger.state(0, 0)) == (DISAGREED, FAILED)
+    copy = ledger_of(1, quorum=2)
+    held: list[Any] = [*lead.ledger.grants.values(), *lead.ledger.receipt_list, *lead.ledger.decisions.values()]
+    assert all(copy.add(one) for one in held)
+    assert copy.failed == 1
+
+
+def test_a_newcomer_may_still_settle_a_disagreement() -> None:
+    lead = disagreement(2)
+    lead.handle(WorkersKnown(frozenset((A, B))), 5.0, 0)
+    lead.handle(Tick(), 11.0, 0)
+    for worker in (A, B):
+        lease = pull(lead, worker, now=12.0)
+        assert lease is not None
+        deliver(lead, receipt(lease, value=bytes([1]) * 32), now=12.0)
+    assert lead.ledger.state(0, 0) == DONE
+
+
+def test_a_unit_that_nobody_can_agree_on_does_not_use_up_the_whole_grid() -> None:
+    lead = disagreement(50)
+    assert lead.over
+    assert len(lead.ledger.receipt_list) == 2 + 2 * 3
+
+
+def test_a_decision_that_says_disagreed_needs_answers_that_do() -> None:
+    ledger = ledger_of(1, quorum=2)
+    leases = [grant(ledger, worker, UnitRange(0, 0, 1)) for worker in (A, B)]
+    answers = [receipt(lease) for lease in leases]
+    held: list[Any] = [*leases, *answers]
+    for one in held:
+        ledger.add(one)
+    for cited in ((0,), (0, 1)):
+        with pytest.raises(IntegrityError):
+            ledger.add(decision(ledger, answers, entry(0, 0, 1, cited, outcome=DISAGREED)))

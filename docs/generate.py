@@ -1,0 +1,178 @@
+"""Keeps the pages in step with the code: `python docs/generate.py` writes what can be derived, and says what cannot.
+
+Derived are the page of reason codes, and the type column of the field tables in docs/spec. The order of fields and what
+they mean is written by hand; where it is not the order of the code, that is a complaint, and so is a message without a
+heading. A test runs the same functions and fails when a page is stale.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p2pgrid.model.reasons import Reason
+
+DOCS = Path(__file__).resolve().parent
+SPEC = DOCS / "spec"
+DHT_PAGE = "dht.md"
+DHT_MODULES = ("p2pgrid.dht.messages", "p2pgrid.dht.records")
+WIRE_MODULES = (
+    "p2pgrid.core.invites",
+    "p2pgrid.model.blob",
+    "p2pgrid.model.job",
+    "p2pgrid.model.membership",
+    "p2pgrid.model.node",
+    "p2pgrid.model.values",
+    "p2pgrid.model.work",
+    "p2pgrid.net.messages",
+    "p2pgrid.services.membership",
+    "p2pgrid.store.index",
+    "p2pgrid.store.shelf",
+    "p2pgrid.wire.envelope",
+    "p2pgrid.wire.messages",
+    "p2pgrid.wire.owner",
+)
+BASES = ("Message", "Statement")
+PLAIN = {bytes: "bytes", int: "int", str: "text", bool: "bool", float: "float", type(None): "nil", msgspec.Raw: "any value"}
+HEADING = re.compile(r"^#{2,4} .*?`(?P<name>[A-Z]\w+)`")
+ROW = re.compile(r"^\| `(?P<field>\w+)` \|(?P<type>[^|]*)\| (?P<meaning>.*) \|$")
+
+
+def is_wire_form(value: Any) -> bool:
+    """Whether a class is a positional struct or a named tuple: what goes over the wire or onto the disk."""
+    if not inspect.isclass(value) or value.__name__ in BASES or value.__name__.startswith("_"):
+        return False
+    if issubclass(value, msgspec.Struct):
+        return bool(value.__struct_config__.array_like)
+    return issubclass(value, tuple) and hasattr(value, "_fields")
+
+
+def forms(modules: tuple[str, ...]) -> dict[str, type[Any]]:
+    """The wire forms that these modules define, by name."""
+    found: dict[str, type[Any]] = {}
+    for name in modules:
+        for value in vars(importlib.import_module(name)).values():
+            if is_wire_form(value) and value.__module__ == name:
+                if value.__name__ in found:
+                    raise ValueError(f"two forms are called {value.__name__}: the pages cannot tell them apart")
+                found[value.__name__] = value
+    return found
+
+
+def forms_of(page: str) -> dict[str, type[Any]]:
+    """The forms that a page may describe."""
+    return forms(DHT_MODULES if page == DHT_PAGE else WIRE_MODULES)
+
+
+def fields_of(form: type[Any]) -> tuple[str, ...]:
+    """The names of a form's positions."""
+    return form.__struct_fields__ if issubclass(form, msgspec.Struct) else form._fields  # type: ignore[attr-defined]
+
+
+def wire_type(kind: Any) -> str:
+    """What stands at a position, in words."""
+    if hasattr(kind, "__supertype__"):
+        return wire_type(kind.__supertype__)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return wire_type(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(wire_type(argument) for argument in arguments)
+    if origin is list or (origin is tuple and arguments[-1] is ...):
+        return f"list of {wire_type(arguments[0])}"
+    if origin is tuple:
+        return "(" + ", ".join(wire_type(argument) for argument in arguments) + ")"
+    if origin is dict:
+        return f"map of {wire_type(arguments[0])} to {wire_type(arguments[1])}"
+    if kind in PLAIN:
+        return PLAIN[kind]
+    if issubclass(kind, enum.IntEnum):
+        return "int"
+    return f"`{kind.__name__}`"
+
+
+def sections(text: str) -> Iterator[tuple[str, list[int]]]:
+    """(name, numbers of the rows) of each form that a page describes under a heading."""
+    name, rows = "", list[int]()
+    in_table = False
+    for number, line in enumerate(text.splitlines()):
+        if line.startswith("#"):
+            if name:
+                yield name, rows
+            heading = HEADING.match(line)
+            name, rows, in_table = heading["name"] if heading else "", [], False
+        elif line.startswith("| field |"):
+            in_table = True
+        elif in_table and ROW.match(line):
+            rows.append(number)
+        elif not line.startswith("|"):
+            in_table = False
+    if name:
+        yield name, rows
+
+
+def fill(page: str, text: str) -> tuple[str, list[str]]:
+    """A page with the right types in its tables, and the complaints about it."""
+    known, lines, complaints = forms_of(page), text.splitlines(), list[str]()
+    for name, rows in sections(text):
+        form = known.get(name)
+        if form is None:
+            complaints.append(f"{page}: describes {name}, which does not exist")
+            continue
+        matches = [found for row in rows if (found := ROW.match(lines[row]))]
+        told, due = tuple(found["field"] for found in matches), fields_of(form)
+        if told != due:
+            complaints.append(f"{page}: the fields of {name} are {', '.join(due) or 'none'}; the page has {', '.join(told) or 'none'}")
+            continue
+        hints = typing.get_type_hints(form)
+        for row, found in zip(rows, matches, strict=True):
+            lines[row] = f"| `{found['field']}` | {wire_type(hints[found['field']])} | {found['meaning']} |"
+    return "\n".join(lines) + "\n", complaints
+
+
+def undescribed() -> list[str]:
+    """Forms that no page has a heading for."""
+    missing = []
+    for modules, pages in ((DHT_MODULES, [SPEC / DHT_PAGE]), (WIRE_MODULES, sorted(set(SPEC.glob("*.md")) - {SPEC / DHT_PAGE}))):
+        told = {name for page in pages for name, _ in sections(page.read_text(encoding="utf-8"))}
+        missing += [
+            f"no page of docs/spec describes {name} ({form.__module__})" for name, form in forms(modules).items() if name not in told
+        ]
+    return missing
+
+
+def reasons_page() -> str:
+    """The page of reason codes."""
+    head = (
+        "# Reason codes\n\nWhy something was refused, paused, given up or tried again. The code crosses the wire and stands in every\n"
+        "`--json` document; people read the sentence. Codes are only ever added. This page is written by\n"
+        "`python docs/generate.py` from `p2pgrid/model/reasons.py`.\n\n| code | what it says | what to do |\n|---|---|---|\n"
+    )
+    rows = [f"| `{reason.value}` | {reason.sentence} | {reason.next_step} |".replace("|  |", "| |") for reason in Reason]
+    return head + "\n".join(rows) + "\n"
+
+
+def main() -> int:
+    """Write the pages; complaints go to stderr."""
+    complaints = undescribed()
+    for path in sorted(SPEC.glob("*.md")):
+        text, found = fill(path.name, path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        complaints += found
+    (DOCS / "reference" / "reasons.md").write_text(reasons_page(), encoding="utf-8")
+    sys.stderr.writelines(f"{line}\n" for line in complaints)
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
