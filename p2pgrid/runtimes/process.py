@@ -57,6 +57,8 @@ class WorkerProcess:
         self.log = LogTail()
         self.loaded = False
         self.reused = False
+        self.ahead = False
+        """It was started before its job came, so it may have died of something that was not the job's doing."""
         self.sequence = 0
         self.on_exit: Callable[[], None] | None = None
         self._policy = policy
@@ -84,7 +86,7 @@ class WorkerProcess:
         return self
 
     async def _start(self) -> None:
-        for part in (self.folder, self.folder / "scratch", self.folder / "outbox"):
+        for part in (self.folder, self.folder / "scratch", self.folder / "outbox", self.folder / "inputs"):
             part.mkdir(mode=0o700)
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
@@ -109,6 +111,7 @@ class WorkerProcess:
     def adopt(self, spec: ProcessSpec) -> None:
         """Give a BLANK process its job: it confines itself and loads the code now, and is that job's alone for ever."""
         assert self.spec == BLANK
+        self.ahead = True
         self.spec = spec
         self.link.send(self._load())
 

@@ -120,7 +120,7 @@ def start_node(home: Path, *words: str | Path) -> Member:
         arguments += ["--listen", "127.0.0.1:0"]
     if "--cpus" not in arguments:
         arguments += ["--cpus", "1"]
-    with home.with_suffix(".log").open("ab") as log:
+    with home.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(
             [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
         )

@@ -125,7 +125,6 @@ def test_a_node_killed_without_a_word_starts_again(home: Path) -> None:
         until(lambda: node.ready, "the node is ready")
         node.kill()
         assert cli(home, "peers").returncode == 69
-        home.with_suffix(".log").unlink()
         node = start_node(home)
         until(lambda: node.ready, "the node is ready again")
         assert live_peers(node) == 1

@@ -28,6 +28,8 @@ class Folders:
     def __init__(self, folder: str, file_bytes_max: int) -> None:
         self.scratch = os.path.join(os.path.realpath(folder), "scratch")
         self._outbox = os.path.join(os.path.realpath(folder), "outbox")
+        self._named = os.path.join(os.path.realpath(folder), "inputs")
+        self._inputs: dict[tuple[str, str], str] = {}
         self._file_bytes_max = file_bytes_max
         self._taken = 0
         self._scratch_number = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -53,6 +55,27 @@ class Folders:
         if changed:
             self._look_until = now + _COARSE_CLOCK_S
             self._clean_stamp = os.fstat(self._scratch_number).st_mtime_ns
+
+    def named_input(self, place: str, reference: FileRef) -> str:
+        """A path to an input file that ends in the name its owner knows: a link in a folder of its own."""
+        known = self._inputs.get((place, reference.name))
+        if known is not None:
+            return known
+        name = reference.name
+        if not is_plain_name(name):
+            return place
+        folder = os.path.join(self._named, str(len(self._inputs)))
+        os.mkdir(folder, 0o700)
+        link = os.path.join(folder, name)
+        os.symlink(place, link)
+        self._inputs[place, name] = link
+        return link
+
+    def forget_inputs(self) -> None:
+        """Another batch begins; its inputs get links of their own."""
+        if self._inputs:
+            empty_folder(self._named)
+            self._inputs.clear()
 
     def take(self, path: Any, inputs: dict[str, FileRef]) -> FileRef:
         """The reference of a path that a unit returned. Raises BadDataError when it cannot be taken along."""

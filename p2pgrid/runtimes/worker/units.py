@@ -51,6 +51,7 @@ class UnitRunner:
         """Run the units of one frame and send what they return."""
         self._files = run.files
         self._inputs_by_path.clear()
+        self._folders.forget_inputs()
         outbound = _Outbound(run.sequence, run.first, self._channel)
         try:
             call = self._call_for(run.kind)
@@ -117,6 +118,7 @@ class UnitRunner:
         place = self._files.get(reference.blob)
         if place is None:
             raise ValueError(f"the file {reference.name} was not brought along")
+        place = self._folders.named_input(place, reference)
         self._inputs_by_path[place] = reference
         return Path(place)
 
