@@ -33,8 +33,8 @@ class Options(NamedTuple):
 
     units: int = 10_000
     rounds: int = 3
-    jobs: int = 3
-    singles: int = 20
+    jobs: int = 2
+    singles: int = 15
     systems: tuple[str, ...] = SYSTEMS
     as_json: bool = False
     check: bool = False

@@ -1,8 +1,8 @@
 """Keeps the pages in step with the code: `python docs/generate.py` writes what can be derived, and says what cannot.
 
-Derived are the page of reason codes, and the type column of the field tables in docs/spec. The order of fields and what
-they mean is written by hand; where it is not the order of the code, that is a complaint, and so is a message without a
-heading. A test runs the same functions and fails when a page is stale.
+Derived are the page of reason codes, the index of messages, and the type column of the field tables in docs/spec. The
+order of fields and what they mean is written by hand; where it is not the order of the code, that is a complaint, and so
+is a message without a heading. A test runs the same functions and fails when a page is stale.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from p2pgrid.model.reasons import Reason
 DOCS = Path(__file__).resolve().parent
 SPEC = DOCS / "spec"
 DHT_PAGE = "dht.md"
+MESSAGES_PAGE = "messages.md"
 DHT_MODULES = ("p2pgrid.dht.messages", "p2pgrid.dht.records")
 WIRE_MODULES = (
     "p2pgrid.core.invites",
@@ -45,7 +46,7 @@ WIRE_MODULES = (
 BASES = ("Message", "Statement")
 PLAIN = {bytes: "bytes", int: "int", str: "text", bool: "bool", float: "float", type(None): "nil", msgspec.Raw: "any value"}
 HEADING = re.compile(r"^#{2,4} .*?`(?P<name>[A-Z]\w+)`")
-ROW = re.compile(r"^\| `(?P<field>\w+)` \|(?P<type>[^|]*)\| (?P<meaning>.*) \|$")
+ROW = re.compile(r"^\| `(?P<field>\w+)` \|(?P<type>[^|]*)\| (?P<meaning>.+) \|$")
 
 
 def is_wire_form(value: Any) -> bool:
@@ -76,7 +77,7 @@ def forms_of(page: str) -> dict[str, type[Any]]:
 
 def fields_of(form: type[Any]) -> tuple[str, ...]:
     """The names of a form's positions."""
-    return form.__struct_fields__ if issubclass(form, msgspec.Struct) else form._fields  # type: ignore[attr-defined]
+    return form.__struct_fields__ if issubclass(form, msgspec.Struct) else form._fields
 
 
 def wire_type(kind: Any) -> str:
@@ -145,9 +146,7 @@ def undescribed() -> list[str]:
     missing = []
     for modules, pages in ((DHT_MODULES, [SPEC / DHT_PAGE]), (WIRE_MODULES, sorted(set(SPEC.glob("*.md")) - {SPEC / DHT_PAGE}))):
         told = {name for page in pages for name, _ in sections(page.read_text(encoding="utf-8"))}
-        missing += [
-            f"no page of docs/spec describes {name} ({form.__module__})" for name, form in forms(modules).items() if name not in told
-        ]
+        missing += [f"docs/spec has no {name} of {form.__module__}" for name, form in forms(modules).items() if name not in told]
     return missing
 
 
@@ -162,6 +161,27 @@ def reasons_page() -> str:
     return head + "\n".join(rows) + "\n"
 
 
+def messages_page() -> str:
+    """The index of all forms, by page."""
+    head = (
+        "# Index of messages\n\nEvery message, statement and nested form, with its page and its fields in order. A test fails when one\n"
+        "is missing. Methods are listed under [calls](rpc.md). This page is written by `python docs/generate.py`.\n"
+    )
+    parts = [head]
+    for path in sorted(SPEC.glob("*.md")):
+        names = [name for name, _ in sections(path.read_text(encoding="utf-8"))]
+        known = forms_of(path.name)
+        rows = [f"| `{name}` | {', '.join(f'`{field}`' for field in fields_of(known[name])) or '-'} |" for name in names if name in known]
+        if rows and path.name != MESSAGES_PAGE:
+            parts.append(f"\n## [{path.stem}]({path.name})\n\n| form | fields |\n|---|---|\n" + "\n".join(rows) + "\n")
+    return "".join(parts)
+
+
+def derived_pages() -> dict[Path, str]:
+    """The pages that nobody writes by hand."""
+    return {SPEC / MESSAGES_PAGE: messages_page(), DOCS / "reference" / "reasons.md": reasons_page()}
+
+
 def main() -> int:
     """Write the pages; complaints go to stderr."""
     complaints = undescribed()
@@ -169,7 +189,8 @@ def main() -> int:
         text, found = fill(path.name, path.read_text(encoding="utf-8"))
         path.write_text(text, encoding="utf-8")
         complaints += found
-    (DOCS / "reference" / "reasons.md").write_text(reasons_page(), encoding="utf-8")
+    for path, page in derived_pages().items():
+        path.write_text(page, encoding="utf-8")
     sys.stderr.writelines(f"{line}\n" for line in complaints)
     return 1 if complaints else 0
 

@@ -28,7 +28,7 @@ ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Def
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: p2pgrid join --detach --cpus 2 --storage 20G")(join)
-    app.command(epilog="Example: p2pgrid leave")(leave)
+    app.command(epilog="Example: p2pgrid leave --home ~/second")(leave)
     app.command(epilog="Example: p2pgrid invite --role work --role store --days 30")(invite)
 
 

@@ -21,11 +21,11 @@ NAME_CHARS = 40
 
 PEER_COLUMNS = (
     Column("node"),
-    Column("name", 3),
+    Column("name", 2),
     Column("state"),
     Column("free", 1, "right"),
     Column("cores", 0, "right"),
-    Column("storage", 2, "right"),
+    Column("storage", 3, "right"),
     Column("memory", 6, "right"),
     Column("platform", 5),
     Column("rtt", 4, "right"),

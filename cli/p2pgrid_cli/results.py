@@ -173,6 +173,9 @@ def report(job: JobId, outcome: Outcome, *, stays: bool = True) -> None:
         say(f"unit {failure.number} failed ({failure.reason}): {failure.type + ': ' if failure.type else ''}{failure.message}")
         if failure.traceback:
             say("  " + failure.traceback.strip().replace("\n", "\n  "))
+    for reason in dict.fromkeys(failure.reason for failure in outcome.failures if not failure.traceback):
+        if reason.next_step:
+            say(f"  hint: {reason.next_step}")
     more = line.failed - len(outcome.failures)
     if more > 0:
         say(f"... and {more} more units failed")

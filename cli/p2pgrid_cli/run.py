@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 ITEMS = ":::"
 OVER = "--over"
+STDIN = "-"
+"""In the place of all items: they are the lines of stdin, read to its end."""
 CANCEL_S = 5.0
 
 
@@ -84,6 +87,7 @@ def run(
     \b
     p2pgrid run job.py ARGS...               items come from inputs(*ARGS)
     p2pgrid run job.py --over 1 2 3          items given here; files are taken along
+    seq 100 | p2pgrid run job.py --over -    items are the lines of stdin
     p2pgrid run -- gzip -9kc {} ::: *.log    a command per item, like GNU parallel
     p2pgrid run --local 4 job.py             on four nodes of this machine
 
@@ -128,6 +132,8 @@ def _understand(words: list[str], command: bool) -> Request:
     if OVER in arguments:
         split = arguments.index(OVER)
         arguments, over = arguments[:split], arguments[split + 1 :]
+        if over == [STDIN]:
+            over = sys.stdin.read().splitlines()
     script = parse_script(source, path.name)
     unused = arguments if over is not None else [word for word in arguments if not script.has_inputs and word.startswith("--")]
     if unused:

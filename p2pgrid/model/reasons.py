@@ -57,7 +57,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too-large", "the result is larger than the job allows", "return less, or a file"
     NO_INPUT = "no-input", "an input of the unit could not be fetched", ""
     LOST = "lost", "the worker left before it answered; the unit is leased again", ""
-    DISAGREED = "disagreed", "workers gave different answers; more are asked", "is the unit deterministic?"
+    DISAGREED = "disagreed", "workers gave different answers, and too few gave the same", "is the unit deterministic?"
     ATTEMPTS = "attempts", "the unit used up its attempts", ""
 
     # Keeping and storing

@@ -200,8 +200,8 @@ class Working:
                 self._context.tell(error.reason, f"job {short(job)}: {error}")
         finally:
             known.users[run.range.batch] = max(0, known.users.get(run.range.batch, 0) - run.range.units)
-            self._handle(core.TaskEnded(run.source))
             self._end_run(source, run)
+            self._handle(core.TaskEnded(run.source))
 
     def _end_run(self, source: Source, run: core.Run) -> None:
         """One signature for a lease where its tasks are short: only the last of them sends at once what was gathered."""

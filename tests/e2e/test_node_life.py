@@ -10,10 +10,14 @@ from pathlib import Path
 from tests.e2e.grids import SLEEPERS, Grid, Member, cli, grid_of, live_peers, start_cli, start_node, until
 
 
-def newest(member: Member) -> dict[str, object]:
-    """The job that was submitted last."""
-    jobs = member.document("jobs")["jobs"]
-    return jobs[0] if jobs else {}
+def newer(member: Member, known: set[str]) -> str:
+    """The job that came after those that are known, or nothing yet."""
+    jobs = [str(line["job"]) for line in member.document("jobs")["jobs"]]
+    return next((job for job in jobs if job not in known), "")
+
+
+def known_jobs(member: Member) -> set[str]:
+    return {str(line["job"]) for line in member.document("jobs")["jobs"]}
 
 
 def test_a_detached_node_comes_back_to_its_grid_with_its_jobs(tmp_path: Path) -> None:
@@ -64,8 +68,9 @@ def test_a_detached_job_is_looked_at_and_waited_for(single: Grid) -> None:
 
 def test_a_cancelled_job_ends_at_once_and_gives_the_cores_back(single: Grid) -> None:
     member = single[0]
+    known = known_jobs(member)
     process = start_cli(member.home, "run", SLEEPERS, "1000", "0.5")
-    job = until(lambda: newest(member).get("state") == "running" and str(newest(member)["job"]), "the job runs")
+    job = until(lambda: newer(member, known), "the job runs")
     until(lambda: member.document("peers")["peers"][0]["running"], "a unit runs")
     cancelled_s = time.monotonic()
     cancel = member.run("cancel", job[:10])
@@ -80,9 +85,9 @@ def test_a_cancelled_job_ends_at_once_and_gives_the_cores_back(single: Grid) -> 
 
 def test_ctrl_c_cancels_the_job(single: Grid) -> None:
     member = single[0]
-    before = {line["job"] for line in member.document("jobs")["jobs"]}
+    known = known_jobs(member)
     process = start_cli(member.home, "run", SLEEPERS, "1000", "0.5")
-    job = until(lambda: newest(member).get("job") not in before and str(newest(member)["job"]), "the job runs")
+    job = until(lambda: newer(member, known), "the job runs")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=10)
     assert (process.returncode, stdout) == (130, ""), stderr

@@ -56,9 +56,13 @@ def serve(channel_number: int, progress_number: int, parent_id: int, library: in
     channel = Channel(channel_number)
     progress = mmap.mmap(progress_number, frames.PROGRESS.size)
     os.close(progress_number)
-    from .units import UnitRunner  # Before the job comes: a process that was started ahead has time for it.
+    # All that is slow comes before the job does: a process that was started ahead has time for it.
+    import ctypes  # noqa: F401 - confining needs it
 
-    load = msgspec.msgpack.decode(channel.read(), type=frames.Load)
+    from .units import UnitRunner
+
+    loads, decoder = msgspec.msgpack.Decoder(frames.Load), msgspec.msgpack.Decoder(frames.Run)
+    load = loads.decode(channel.read())
     folders = Folders(load.folder, load.file_bytes_max)
     _confine(load, parent_id, folders)
     sys.path[library:library] = load.path  # The job's packages win over those the node happens to have.
@@ -70,7 +74,6 @@ def serve(channel_number: int, progress_number: int, parent_id: int, library: in
         module = _load_job(load, channel)
         runner = UnitRunner(load, module, folders, progress, channel)
     channel.write(frames.Ready())
-    decoder = msgspec.msgpack.Decoder(frames.Run)
     while True:
         runner.run(decoder.decode(channel.read()))
         _flush_output()

@@ -55,24 +55,24 @@ def run_job(spare_pool: WorkerPool) -> RunJob:
     return run
 
 
-async def test_the_next_job_runs_on_the_process_started_ahead(run_job: RunJob):
+async def test_the_next_job_runs_on_the_process_started_ahead(spare_pool: WorkerPool, run_job: RunJob):
     first = await run_job(b"1")
-    await until(lambda: len(processes()) == 2)
+    await until(lambda: spare_pool._spare is not None)
     (spare,) = processes() - {first}
     assert await run_job(b"2") == spare
 
 
-async def test_a_job_that_still_has_a_warm_process_leaves_the_spare_alone(run_job: RunJob):
+async def test_a_job_that_still_has_a_warm_process_leaves_the_spare_alone(spare_pool: WorkerPool, run_job: RunJob):
     first = await run_job(b"1")
-    await until(lambda: len(processes()) == 2)
+    await until(lambda: spare_pool._spare is not None)
     before = processes()
     assert await run_job(b"1") == first
     assert processes() == before
 
 
-async def test_a_spare_that_was_killed_costs_nobody_a_unit(run_job: RunJob):
+async def test_a_spare_that_was_killed_costs_nobody_a_unit(spare_pool: WorkerPool, run_job: RunJob):
     first = await run_job(b"1")
-    await until(lambda: len(processes()) == 2)
+    await until(lambda: spare_pool._spare is not None)
     (spare,) = processes() - {first}
     os.kill(spare, signal.SIGKILL)
     assert await run_job(b"2") not in (first, spare)
@@ -108,7 +108,7 @@ async def test_closing_while_a_spare_is_being_started_leaves_nothing(tmp_path: P
 
 async def test_code_that_kills_its_process_at_load_ends_after_a_second_try(spare_pool: WorkerPool, run_job: RunJob, tmp_path: Path):
     await run_job(b"1")
-    await until(lambda: len(processes()) == 2)
+    await until(lambda: spare_pool._spare is not None)
     tries = tmp_path / "tries"
     source = f"import os, time\nopen({str(tries)!r}, 'a').write('x')\ntime.sleep(0.3)\nos._exit(1)\ndef work(x): return x\n"
     chunks: list[BatchChunk] = []

@@ -1,0 +1,234 @@
+"""The pages say what the code does: forms and their fields, methods, reasons, exit codes; and the guide's commands run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import p2pgrid
+import p2pgrid_cli
+from p2pgrid.client.running import Outcome
+from p2pgrid.errors import P2PGridError
+from p2pgrid.model import log
+from p2pgrid.model.ids import JobId, StatementId
+from p2pgrid.model.node import NodeInfo
+from p2pgrid.wire.owner import JobLine, PeerLine
+from p2pgrid_cli import exits
+from p2pgrid_cli.render import job_document, peer_document
+from p2pgrid_cli.results import Shown, document
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+SPEC = DOCS / "spec"
+CODE = ("p2pgrid", "cli", "bench", "scenarios")
+GUIDE = DOCS / "guides" / "first-steps.md"
+CITED = re.compile(r"\bdocs/[\w./-]+\.md(?:#[\w-]+)?")
+METHOD = re.compile(r'methods\.on(?P<form>_notify|_stream)?\(\s*"(?P<name>[\w.]+)"(?P<rest>[^\n]*)')
+BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"Save [\w ]+ as `(?P<name>[\w.]+)`")
+
+
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("p2pgrid_docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    heads = re.findall(r"^#{1,6} (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def cited() -> Iterator[tuple[str, str]]:
+    """(file, page with its anchor) of every page that the code names."""
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for mention in CITED.findall(path.read_text(encoding="utf-8")):
+                yield path.relative_to(ROOT).as_posix(), mention
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    """(page, target) of every link with an anchor between pages."""
+    for page in sorted(DOCS.rglob("*.md")):
+        for target in re.findall(r"\]\(([^)\s]+#[^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                yield page, target
+
+
+def test_every_page_and_section_that_the_code_names_exists() -> None:
+    missing = []
+    for source, mention in cited():
+        name, _, anchor = mention.partition("#")
+        page = ROOT / name
+        if not page.is_file() or (anchor and anchor not in slugs(page)):
+            missing.append(f"{source}: {mention}")
+    assert not missing
+
+
+def test_every_anchor_of_a_link_exists() -> None:
+    missing = []
+    for page, target in links():
+        name, _, anchor = target.partition("#")
+        if anchor not in slugs(page.parent / name if name else page):
+            missing.append(f"{page.name}: {target}")
+    assert not missing
+
+
+def test_every_form_on_the_wire_has_its_section() -> None:
+    assert generate.undescribed() == []
+    assert len(generate.forms(generate.WIRE_MODULES)) > 60
+    assert len(generate.forms(generate.DHT_MODULES)) > 15
+
+
+@pytest.mark.parametrize("page", sorted(SPEC.glob("*.md")), ids=lambda page: page.name)
+def test_field_tables_have_the_fields_and_types_of_the_code(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    filled, complaints = generate.fill(page.name, text)
+    assert complaints == []
+    assert filled == text, "stale: run python docs/generate.py"
+
+
+def test_a_table_that_is_wrong_is_reported() -> None:
+    head = "## `BatchRef`\n\n| field | type | meaning |\n|---|---|---|\n"
+    swapped = head + "| `units` | int | a |\n| `blob` | bytes | b |\n| `size_bytes` | int | c |\n"
+    assert len(generate.fill("job.md", swapped)[1]) == 1
+    assert len(generate.fill("job.md", "## `NoSuchThing`\n")[1]) == 1
+    wrong_type = head + "| `blob` | text | a |\n| `units` | int | b |\n| `size_bytes` | int | c |\n"
+    filled, complaints = generate.fill("job.md", wrong_type)
+    assert complaints == []
+    assert "| `blob` | bytes | a |" in filled
+
+
+@pytest.mark.parametrize("page", sorted(generate.derived_pages()), ids=lambda page: page.name)
+def test_derived_pages_are_up_to_date(page: Path) -> None:
+    assert page.read_text(encoding="utf-8") == generate.derived_pages()[page], "stale: run python docs/generate.py"
+
+
+def methods() -> dict[str, tuple[str, str]]:
+    """(form, who may) of every method that a service registers."""
+    found = {}
+    for path in sorted((ROOT / "p2pgrid" / "services").glob("*.py")):
+        for match in METHOD.finditer(path.read_text(encoding="utf-8")):
+            role = re.search(r'role="(\w+)"', match["rest"])
+            who = "owner" if "owner_only=True" in match["rest"] else f"role `{role[1]}`" if role else "member"
+            found[match["name"]] = ({None: "call", "_notify": "notice", "_stream": "stream"}[match["form"]], who)
+    return found
+
+
+def test_every_method_is_in_the_list_of_calls() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| (\w+) \| ([^|]+) \|", (SPEC / "rpc.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name: (form, who) for name, form, who in rows} == methods()
+
+
+def test_every_kind_of_log_record_is_in_the_ledger_page() -> None:
+    text = (SPEC / "ledger.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| ", text.partition("## Records of a job's log")[2], re.MULTILINE)
+    assert {int(number): name for number, name in rows} == log.NAMES
+
+
+def test_every_exit_code_is_described() -> None:
+    text = (DOCS / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    rows = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert rows == {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
+
+
+def test_every_error_is_on_the_page_of_exit_codes() -> None:
+    text = (DOCS / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    told = {name: int(code) for name, code in re.findall(r"^\| `(\w+)` \| (\d+) \|", text, re.MULTILINE)}
+    pending, kinds = [P2PGridError], set[type[P2PGridError]]()
+    while pending:
+        kind = pending.pop()
+        kinds.add(kind)
+        pending += kind.__subclasses__()
+    shipped = {kind for kind in kinds if kind.__module__ == "p2pgrid.errors" and kind.__name__ not in ("P2PGridError", "RemoteError")}
+    assert told == {kind.__name__: exits.code_of(kind("x")) for kind in shipped}
+
+
+def json_keys(section: str, after: str) -> list[str]:
+    """The keys of the first table behind ``after`` in a section of the page of JSON documents."""
+    text = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
+    part = text.partition(f"## {section}")[2].partition("\n## ")[0].partition(after)[2]
+    table = part.partition("|---|")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+
+
+def test_json_documents_have_the_keys_on_their_page() -> None:
+    job = JobLine(b"j" * 32, "n", "done", 1, 1, 0, 0, 0, 0, "led")
+    assert json_keys("`peers --json`", "Each of") == list(peer_document(PeerLine(b"n" * 32, NodeInfo(), None, 0.0, "")))
+    assert json_keys("`jobs --json`", "newest first") == list(job_document(job))
+    assert json_keys("`run --json`", "`results --json`") == list(document(JobId(StatementId(job.job)), Outcome(job), Shown(gather=True)))
+
+
+# The guide
+
+
+def guide_script(text: str) -> tuple[dict[str, str], str]:
+    """The files that the guide has its reader save, and its commands as one shell script."""
+    files: dict[str, str] = {}
+    commands = ["set -eu"]
+    named = ""
+    position = 0
+    for block in BLOCK.finditer(text):
+        before = FILE_NAME.findall(text[position : block.start()])
+        named = before[-1] if before else ""
+        position = block.end()
+        if block["kind"] == "sh":
+            commands.append(block["text"])
+        elif block["kind"] == "python":
+            files[named] = block["text"]
+    return files, "\n".join(commands)
+
+
+def expected_output(text: str) -> list[str]:
+    """Lines that the guide promises, told in blocks of the kind `text`."""
+    return [line for block in BLOCK.finditer(text) if block["kind"] == "text" for line in block["text"].splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_the_first_steps_work_as_written(tmp_path: Path) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    files, commands = guide_script(text)
+    assert files
+    assert "" not in files
+    home, here, bin_folder = tmp_path / "home", tmp_path / "here", tmp_path / "bin"
+    for folder in (home, here, bin_folder):
+        folder.mkdir()
+    for name, content in files.items():
+        (here / name).write_text(content, encoding="utf-8")
+    program = bin_folder / "p2pgrid"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m p2pgrid_cli "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    packages = {str(Path(package.__file__ or "").parents[1]) for package in (p2pgrid, p2pgrid_cli)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("P2PGRID", "XDG_", "COVERAGE", "COLUMNS"))}
+    environment = kept | {
+        "HOME": str(home),
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONPATH": os.pathsep.join(sorted(packages)),
+    }
+    shell = shutil.which("sh")
+    assert shell is not None
+    try:
+        done = subprocess.run([shell, "-c", commands], cwd=here, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    finally:
+        stop = "for home in first second; do p2pgrid leave --home ./$home; done"
+        subprocess.run([shell, "-c", stop], cwd=here, env=environment, capture_output=True, timeout=20, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    missing = [line for line in expected_output(text) if line not in done.stdout]
+    assert not missing, f"{missing} not in\n{done.stdout}\n{done.stderr}"
