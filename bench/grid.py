@@ -1,4 +1,4 @@
-"""p2pgrid under test: five node processes on loopback, everything on.
+"""p2pgrid under test: four node processes on loopback, everything on.
 
 A lead without cores, two workers with one core each, and one node that only keeps. The three that do not lead are the
 job's three keepers. The client is this process, over the owner's channel, as ``p2pgrid run`` is.

@@ -123,7 +123,7 @@ def print_report(summaries: Mapping[str, report.Summary], rounds: Mapping[str, l
         f" {audited['grants']} grants, {audited['receipts']} receipts and {audited['decisions']} decisions,"
         f" all signatures and result digests verified again; {audited['links']} links direct, TLS 1.3."
         f"\nOne unit until three keepers confirmed the end of its job: {mine.whole_p50_ms:.2f} ms p50."
-        f" Five nodes' worth of start-up, not counted above: {mine.start_s:.1f} s."
+        f" Start-up of its four nodes, not counted above: {mine.start_s:.1f} s."
     )
 
 

@@ -40,6 +40,7 @@ from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.working import Working
 from p2pgrid.store.blobs import BlobStore
+from p2pgrid.store.disk import disk_errors
 from p2pgrid.store.home import Home
 from p2pgrid.store.index import Index
 from p2pgrid.store.ledger import Ledgers
@@ -110,12 +111,24 @@ class Node:
         scan = self.index_report.rebuilt or not self.index_report.was_clean
         storage = self.config.policy.storage_bytes
         self._closing.callback(self.index.close)
-        self.blobs = BlobStore(home.blobs, storage, self.index, now_ms=ports.wall_ms(), scan=scan, limits=self.config.limits)
+        self.blobs = BlobStore(
+            home.blobs,
+            storage,
+            self.index,
+            now_ms=ports.wall_ms(),
+            scan=scan,
+            owner_quota=self._quota_of,
+            limits=self.config.limits,
+        )
         self.ledgers = Ledgers(home.ledger, ports.random_bytes, limits=self.config.limits)
         self.log_port = LedgerWriter(self.ledgers)
         self._closing.callback(self.log_port.close)
         self.offload = ThreadOffload()
         self._closing.push_async_callback(self.offload.close)
+
+    def _quota_of(self, owner: bytes) -> int | None:
+        """The bytes of blobs that a member may have here: half of what is lent; this node itself may use all."""
+        return None if owner == self.key.public else self.config.policy.storage_bytes // 2
 
     async def _open_network(self) -> None:
         """One port number for TCP and UDP; without a wish for one, another is tried when it is half taken."""
@@ -146,9 +159,9 @@ class Node:
             self.dht = GridServer(context, UdpCarrier(config.host, port=self.port))
             try:
                 await self.dht.start()
-            except ConfigError:
+            except BaseException as error:
                 await self.pool.close()
-                if config.port or attempt == PORT_TRIES - 1:
+                if not isinstance(error, ConfigError) or config.port or attempt == PORT_TRIES - 1:
                     raise
             else:
                 self._closing.push_async_callback(self.pool.close)
@@ -176,14 +189,15 @@ class Node:
             offload=self.offload,
         )
         inputs = self.home.work / "inputs"
-        inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in inputs.iterdir():
-            left.unlink()
+        with disk_errors("preparing the folder for inputs"):
+            inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left in (*inputs.iterdir(), *self.home.work.glob("put-*")):
+                left.unlink()
         self.context = context
         self.workers = WorkerPool(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)))
         self.peers = Peers(context, self.pool, self.dht, self.info)
         self.storing = Storing(context, self.peers, self.dht)
-        self.keeping = Keeping(context, self.peers, self.dht)
+        self.keeping = Keeping(context, self.peers, self.dht, self.home.ledger)
         self.leading = Leading(context, self.peers, self.storing)
         self.working = Working(context, self.peers, self.storing, self.workers, inputs)
         self.owner = Owner(

@@ -8,13 +8,15 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from p2pgrid.errors import P2PGridError, UsageError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from rich.console import Console
 
     from p2pgrid.client.channel import Channel
@@ -58,6 +60,38 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         new_loop = new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(work)
+
+
+def beside(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run the user's own code in a thread beside the loop.
+
+    Unlike with ``asyncio.to_thread``, nobody waits for its end when the command is interrupted.
+    """
+    import asyncio
+    import threading
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, raised = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+            raised = error
+        with suppress(RuntimeError):  # The loop has gone, and with it whoever wanted to know.
+            loop.call_soon_threadsafe(settle, result, raised)
+
+    threading.Thread(target=run, daemon=True, name="user-code").start()
+    return future
 
 
 def with_channel(folder: Path | None, use: Callable[[Channel], Awaitable[T]]) -> T:

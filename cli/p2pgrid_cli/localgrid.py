@@ -143,7 +143,7 @@ class _Spawned:
 
     def invite(self, text: str) -> None:
         with self._log.open("wb") as log:
-            command = [sys.executable, "-m", "p2pgrid_cli", "join", text, *self._arguments]
+            command = [sys.executable, "-P", "-m", "p2pgrid_cli", "join", text, *self._arguments]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def ended(self) -> bool:

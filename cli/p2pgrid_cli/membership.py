@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from p2pgrid_cli import exits
 from p2pgrid_cli.common import HomeOption, home_of, parse_size, print_line, run_async, say, wall_ms, with_channel
 
 if TYPE_CHECKING:
+    from p2pgrid.client.channel import Channel
     from p2pgrid.node import Node
     from p2pgrid.services.membership import HomeMembership
     from p2pgrid.store.home import Home
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 DETACH_S = 60.0
 LEAVE_S = 30.0
+LOOK_S = 0.02
+READY = "ready: "
 DAYS = 365.0
 ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Default: the first four."
 
@@ -120,11 +124,12 @@ def _greet(node: Node, membership: HomeMembership) -> None:
 
     where = ", ".join(f"{address.host}:{address.port}" for address in node.pool.addresses())
     policy = node.config.policy
-    say(f"ready: node {short(node.key.public)} in '{membership.grid.name}', {policy.cores} cores, listening on {where}")
+    lines = [f"{READY}node {short(node.key.public)} in '{membership.grid.name}', {policy.cores} cores, listening on {where}"]
     if policy.native and policy.cores and "native" in node.member.roles:
-        say("members of this grid may run native code here, as your user and not yet caged; --no-native refuses it")
+        lines.append("members of this grid may run native code here, as your user and not yet caged; --no-native refuses it")
     if membership.root_seed and not membership.contacts:
-        say("invite other machines: p2pgrid invite")
+        lines.append("invite other machines: p2pgrid invite")
+    say("\n".join(lines))  # In one piece: whoever waits for the first line gets them all.
 
 
 async def _until_stopped(node: Node, parent: int) -> bool:
@@ -169,7 +174,7 @@ def _detach(home: Home) -> None:
         start = log.tell()
         environment = {**os.environ, "P2PGRID_HOME": str(home.folder)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "p2pgrid_cli", *arguments],
+            [sys.executable, "-P", "-m", "p2pgrid_cli", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -178,15 +183,17 @@ def _detach(home: Home) -> None:
         )
     deadline = time.monotonic() + DETACH_S
     while time.monotonic() < deadline:
-        code = process.poll()
-        if home.running() is not None or code is not None:
-            with log_path.open("rb") as log:
-                log.seek(start)
-                sys.stderr.write(log.read().decode(errors="replace"))
+        code: int | None = None
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(LOOK_S)
+        with log_path.open("rb") as log:
+            log.seek(start)
+            said = log.read().decode(errors="replace")
+        if READY in said or code is not None:
+            sys.stderr.write(said)
             if code is not None:
                 raise typer.Exit(code)
             return
-        time.sleep(0.02)
     raise UnreachableError("the node did not become ready in a minute", hint=f"see '{log_path}'")
 
 
@@ -196,13 +203,21 @@ def leave(home: HomeOption = None) -> None:
     running = folder.running()
     if running is None:
         raise UnreachableError(f"no node runs in '{folder.folder}'", hint="nothing to do")
-    with_channel(home, lambda channel: channel.leave())
-    deadline = time.monotonic() + LEAVE_S
-    while folder.running() is not None:
-        if time.monotonic() > deadline:
-            raise UnreachableError(f"the node (pid {running.pid}) has not stopped yet", hint=f"kill {running.pid}")
-        time.sleep(0.02)
+    with_channel(home, lambda channel: _left(channel, folder))
+    if folder.running() is not None:
+        raise UnreachableError(f"the node (pid {running.pid}) has not stopped yet", hint=f"kill {running.pid}")
     say("left")
+
+
+async def _left(channel: Channel, home: Home) -> None:
+    """Tell the node to stop, and wait until it has let go of its home, at most ``LEAVE_S``."""
+    import asyncio
+
+    await channel.leave()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LEAVE_S):
+            while home.running() is not None:  # noqa: ASYNC110 - the lock of another process gives no sign
+                await asyncio.sleep(LOOK_S)
 
 
 def invite(

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from p2pgrid.errors import BadDataError, UnreachableError, UsageError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, home_of, parse_size, print_line, run_async, say, wall_ms
+from p2pgrid_cli.common import HomeOption, JsonOption, beside, home_of, parse_size, print_line, run_async, say, wall_ms
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -183,8 +183,6 @@ def _start_local(nodes: int, quorum: int) -> LocalNodes:
 async def _run(
     request: Request, options: JobOptions, nodes: LocalNodes | None, detach: bool, output: Path | None, as_json: bool, home: Path | None
 ) -> int:
-    import asyncio
-
     from p2pgrid.client.jobs import JobBuilder
     from p2pgrid_cli.progress import Progress
 
@@ -192,7 +190,7 @@ async def _run(
     builder = JobBuilder(options, wall_ms, os.urandom, progress.reading)
     with progress:
         # The user's inputs() may take long: it runs while nodes start, and beside their heartbeats.
-        building = asyncio.ensure_future(asyncio.to_thread(_build, builder, request))
+        building = beside(lambda: _build(builder, request))
         try:
             async with _channel(nodes, detach, options.quorum, home, progress) as (channel, stays):
                 job = await submit(channel, await building, options, progress)
@@ -204,7 +202,8 @@ async def _run(
                     return exits.OK
                 return await _follow(channel, job, request, output, as_json, progress, stays)
         finally:
-            building.cancel()
+            if not building.cancel() and not building.cancelled():
+                building.exception()  # Seen; what went wrong before it was waited for is what is told.
             if nodes is not None:
                 await nodes.close()
 
@@ -298,6 +297,7 @@ async def _follow(channel: Channel, job: JobId, request: Request, output: Path |
     """Show results as they come; Ctrl-C cancels the job."""
     import asyncio
 
+    from p2pgrid.model.ids import to_text
     from p2pgrid_cli.results import show_results
 
     try:
@@ -305,6 +305,12 @@ async def _follow(channel: Channel, job: JobId, request: Request, output: Path |
         if request.script and request.script.options.finish == "local":
             finish = (request.script, request.path)
         return await show_results(channel, job, wait=True, output=output, as_json=as_json, progress=progress, finish=finish, stays=stays)
+    except UnreachableError as error:
+        progress.stop()
+        if not stays or error.hint:
+            raise
+        hint = f"the grid may go on; read it later with: p2pgrid results {to_text(job)}"
+        raise UnreachableError(error.message, reason=error.reason, hint=hint) from error
     except asyncio.CancelledError:
         progress.stop()
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -143,14 +143,14 @@ class Channel:
         """Hand a signed job and its batches to the node; returns its id and how many nodes keep it."""
         contents = list(batches)
         stream = await self._session.open_stream("own.submit", SubmitHeader(len(contents)))
-        try:
+
+        async def send() -> None:
             await _write_framed(stream, job)
             for content in contents:
                 await _write_framed(stream, content)
             stream.finish()
-            reply = decode(await read_framed(stream, MIB), Submitted)
-        finally:
-            stream.reset(Reason.CLOSED)
+
+        reply = await _answered(stream, send(), Submitted)
         _raise(reply)
         return JobId(StatementId(reply.job)), reply.keepers
 
@@ -182,13 +182,13 @@ class Channel:
 
     async def _put(self, header: PutHeader, pieces: AsyncIterator[bytes]) -> PutReply:
         stream = await self._session.open_stream("own.put", header)
-        try:
+
+        async def send() -> None:
             async for piece in pieces:
                 await stream.write(piece)
             stream.finish()
-            reply = decode(await read_framed(stream, MIB), PutReply)
-        finally:
-            stream.reset(Reason.CLOSED)
+
+        reply = await _answered(stream, send(), PutReply)
         _raise(reply)
         return reply
 
@@ -215,6 +215,21 @@ def _raise(reply: Submitted | PutReply) -> None:
     if reply.kind:
         kind = _KINDS.get(reply.kind, P2PGridError)
         raise kind(reply.error, hint=reply.hint, reason=reply.reason)
+
+
+async def _answered(stream: Stream, send: Coroutine[Any, Any, None], kind: type[R]) -> R:
+    """Send, and take the answer whenever it comes: a node that refuses early no longer reads what is sent."""
+    sending = asyncio.ensure_future(send)
+    reading = asyncio.ensure_future(read_framed(stream, MIB))
+    try:
+        await asyncio.wait([sending, reading], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            await sending
+        return decode(await reading, kind)
+    finally:
+        sending.cancel()
+        stream.reset(Reason.CLOSED)
+        await asyncio.gather(sending, reading, return_exceptions=True)
 
 
 async def _write_framed(stream: Stream, content: bytes) -> None:

@@ -20,6 +20,9 @@ from p2pgrid.model.reasons import Reason
 
 QUORUM_MAX = 64
 ATTEMPTS_MAX = 64
+REPLICAS_MAX = 64
+DERIVED_UNITS_MAX = 1 << 20
+"""Each is a batch of its own, and costs every node that looks at the job some bytes before any work is done."""
 TIMEOUT_S_MAX = 31 * 86_400.0
 """A month: also what keeps a time-out finite."""
 
@@ -69,9 +72,19 @@ def check_job(job: Job, limits: Limits) -> None:
         and 0 < job.limits.timeout_s <= TIMEOUT_S_MAX
         and job.limits.memory_bytes >= 0
         and job.limits.result_bytes >= 0
+        and 1 <= job.replicas <= REPLICAS_MAX
     )
-    if too_many or odd_batches or odd_terms:
+    if too_many or odd_batches or odd_terms or _derived_units(job) > DERIVED_UNITS_MAX:
         raise RefusedError("the job is outside the protocol's limits", reason=Reason.MALFORMED)
+
+
+def _derived_units(job: Job) -> int:
+    """Units of a job's reduce levels, known from its terms alone."""
+    total, count = 0, job.map_units
+    while job.derive.reduce and count > 1:
+        count = -(-count // job.derive.fan_in)
+        total += count
+    return total
 
 
 def refuse_keeping(job: Job, kept: int, used_bytes: int, policy: Policy, limits: Limits, now_ms: int) -> Reason | None:

@@ -62,6 +62,12 @@ class PushBook:
             state.pushing, state.failures = False, 0
             state.acknowledged = max(state.acknowledged, cursor)
 
+    def note(self, keeper: bytes, cursor: int) -> None:
+        """A part of a push was acknowledged; more of it follows."""
+        state = self.keepers.get(keeper)
+        if state is not None:
+            state.acknowledged = max(state.acknowledged, cursor)
+
     def on_failed(self, keeper: bytes) -> int:
         """A push failed; returns how many have in a row."""
         state = self.keepers.get(keeper)

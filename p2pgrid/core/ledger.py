@@ -201,7 +201,7 @@ class Ledger:
         if grant.id in self.grants:
             return False
         self._of_this_job(grant.body.job)
-        self._by_a_lead(grant.author)
+        self._by_a_lead(grant.author, grant.body.epoch)
         for unit_range in grant.body.ranges:
             check_range(unit_range, self.layout.batch_units)
         check_apart(grant.body.ranges)
@@ -265,7 +265,7 @@ class Ledger:
         if decision.id in self.decisions:
             return False
         self._of_this_job(decision.body.job)
-        self._by_a_lead(decision.author)
+        self._by_a_lead(decision.author, decision.body.epoch)
         cited = [self.receipts.get(receipt) for receipt in decision.body.receipts]
         if None in cited:
             if self.cancelled is not None:
@@ -418,9 +418,12 @@ class Ledger:
         if job != self.job.id:
             raise RefusedError("a statement about another job", reason=Reason.UNKNOWN_JOB)
 
-    def _by_a_lead(self, author: bytes) -> None:
-        if author not in self._named:
-            raise RefusedError("its author neither leads nor keeps the job", reason=Reason.BAD_GRANT)
+    def _by_a_lead(self, author: bytes, epoch: int) -> None:
+        """Epoch 0 belongs to the submitter's node; keepers speak from epoch 1 on, and so never overrule it."""
+        if epoch < 0:
+            raise MalformedError("an epoch before the first", reason=Reason.MALFORMED)
+        if author not in self._named or (epoch == 0 and author not in self._leads):
+            raise RefusedError("its author does not lead the job in this epoch", reason=Reason.BAD_GRANT)
 
     def _add_keepers(self, keepers: Signed[KeeperSet]) -> bool:
         self._of_this_job(keepers.body.job)

@@ -66,7 +66,6 @@ class BatchRun:
         self._blamed: dict[int, Verdict] = {}
         self._process: WorkerProcess | None = None
         self._stopped: P2PGridError | None = None
-        self._load_again = False
 
     @property
     def task(self) -> BatchTask:
@@ -115,10 +114,7 @@ class BatchRun:
                 await process.end()
 
     async def _load(self, process: WorkerProcess) -> bool:
-        """Wait until the job's code is loaded. False, with all remaining units reported, when that fails.
-
-        Where a process that was started ahead dies of it, nothing is reported the first time: another one is tried.
-        """
+        """Wait until the job's code is loaded. False, with all remaining units reported, when that fails."""
         process.link.frame_bytes_max = frames.FRAME_SLACK_BYTES
         deadline = asyncio.get_running_loop().time() + self._load_s
         failure: _Trouble | msgspec.Raw | None
@@ -133,9 +129,6 @@ class BatchRun:
         except _Late:
             failure = _Trouble(Outcome.TIMED_OUT, f"did not load the job's code within {self._load_s:g} s")
         except _Gone as error:
-            if process.ahead and not self._load_again:
-                self._load_again = True
-                return False
             failure = _Trouble(Outcome.DIED, str(error))
         self._check_stopped()
         if isinstance(failure, msgspec.Raw):
@@ -180,6 +173,7 @@ class BatchRun:
             first=task.first + self._position,
             result_bytes_max=task.result_bytes_max,
             timeout_s=task.timeout_s,
+            seed=task.code.seed,
             files={blob: str(path) for blob, path in task.files.items()},
             inputs=msgspec.Raw(inputs),  # type: ignore[arg-type]
         )

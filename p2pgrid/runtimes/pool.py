@@ -1,9 +1,8 @@
-"""The worker pool: at most ``slots`` batches run at one time, each on one warm process of its job.
+"""The worker pool: at most ``slots`` batches run at one time, each on one warm process.
 
-Processes are shared by the batches of one job and nobody else. Those without work stay warm for a while, bounded in number and
-time; the one unused for longest goes first. One process is started ahead of the next job, which it learns only when that comes:
-most of what a small job waits for is an interpreter to start. The pool owns every process and every task it starts: ``close``
-leaves none.
+A process serves the jobs of one submitter with one code, and nobody else: most of what a small job waits for is an interpreter
+to start, and the same script run again finds its process warm. Those without work stay for a while, bounded in number and
+time; the one unused for longest goes first. The pool owns every process and every task it starts: ``close`` leaves none.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
-from p2pgrid.errors import P2PGridError, RefusedError, TryAgainError
+import msgspec
+
+from p2pgrid.errors import RefusedError, TryAgainError
 from p2pgrid.model.reasons import Reason
 from p2pgrid.runtimes.batch import BatchRun
 from p2pgrid.runtimes.link import LogTail
-from p2pgrid.runtimes.process import BLANK, ProcessSpec, WorkerProcess
+from p2pgrid.runtimes.process import ProcessSpec, WorkerProcess
 from p2pgrid.runtimes.tasks import BatchTask, OnResults, PoolPolicy
 from p2pgrid.runtimes.worker.files import empty_folder
 
 _LOGS_KEPT = 64
-_SPARE_AFTER_S = 0.1
-"""So long after a process was taken the next spare is started: not while the job it was taken for waits for the same core."""
 _WORKER_MODULES = ("launch", "serve", "units", "files", "failures", "command")
 
 
@@ -41,9 +40,6 @@ class WorkerPool:
         """(idle since, process), the one unused for longest first."""
         self._endings: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._spare: WorkerProcess | None = None
-        self._spare_timer: asyncio.TimerHandle | None = None
-        self._preparing = False
         self._logs: OrderedDict[bytes, LogTail] = OrderedDict()
         self._launched = 0
         self._open = False
@@ -76,7 +72,6 @@ class WorkerPool:
         while self._idle:
             self._end_later(self._idle.popleft()[1])
         self._set_idle_timer()
-        self._end_spare()
         while self._runs:
             self._finished.clear()
             await self._finished.wait()
@@ -90,11 +85,12 @@ class WorkerPool:
         Raises BadDataError for inputs that are no array, TryAgainError when too many batches wait, when no process can be started or
         when the pool closes, RefusedError when the job is cancelled meanwhile. Cancelling the caller ends the process.
         """
-        spec = ProcessSpec(task.job, task.code, task.runtime, task.memory_bytes)
+        # The seed belongs to the job, and a process may serve many jobs of one submitter's code.
+        spec = ProcessSpec(task.job.submitter, msgspec.structs.replace(task.code, seed=b""), task.runtime, task.memory_bytes)
         run = BatchRun(
             task,
             on_results,
-            acquire=lambda: self._acquire(spec),
+            acquire=lambda: self._acquire(spec, task.job.job),
             release=self._release,
             load_s=self._policy.start_s,
             results_folder=self._folder / "results",
@@ -117,10 +113,6 @@ class WorkerPool:
         runs = {run for run in self._runs if run.task.job.job == job}
         for run in runs:
             run.stop(why)
-        for entry in [entry for entry in self._idle if entry[1].spec.job.job == job]:
-            self._idle.remove(entry)
-            self._end_later(entry[1])
-        self._set_idle_timer()
         endings = list(self._endings)
         while runs & self._runs:
             self._finished.clear()
@@ -175,7 +167,7 @@ class WorkerPool:
                 return
         self._free += 1
 
-    async def _acquire(self, spec: ProcessSpec) -> WorkerProcess:
+    async def _acquire(self, spec: ProcessSpec, job: bytes) -> WorkerProcess:
         """The warm process that was used last, or a new one."""
         for position in range(len(self._idle) - 1, -1, -1):
             process = self._idle[position][1]
@@ -185,11 +177,7 @@ class WorkerPool:
                 process.on_exit = None
                 process.reused = True
                 return process
-        job = spec.job.job
-        process = self._take_spare() or await WorkerProcess.launch(spec, self._next_folder(), self._policy)
-        if process.spec != spec:
-            process.adopt(spec)
-        self._plan_spare(_SPARE_AFTER_S)
+        process = await WorkerProcess.launch(spec, self._next_folder(), self._policy)
         self._logs[job] = process.log
         self._logs.move_to_end(job)
         if len(self._logs) > _LOGS_KEPT:
@@ -199,55 +187,6 @@ class WorkerPool:
     def _next_folder(self) -> Path:
         self._launched += 1
         return self._folder / "processes" / str(self._launched)
-
-    def _take_spare(self) -> WorkerProcess | None:
-        process, self._spare = self._spare, None
-        if process is None:
-            return None
-        process.on_exit = None
-        if process.look():
-            self._end_later(process)
-            return None
-        return process
-
-    def _plan_spare(self, after_s: float) -> None:
-        """Look after the spare in ``after_s`` seconds: start one, or end one that nobody needed."""
-        self._forget_spare_plan()
-        if self._open and self._policy.spare:
-            self._spare_timer = asyncio.get_running_loop().call_later(after_s, self._turn_spare)
-
-    def _turn_spare(self) -> None:
-        self._spare_timer = None
-        if self._spare is not None:
-            self._end_spare()
-        elif not self._preparing:
-            self._preparing = True
-            self._own(asyncio.get_running_loop().create_task(self._prepare_spare()))
-
-    async def _prepare_spare(self) -> None:
-        try:
-            process = await WorkerProcess.launch(BLANK, self._next_folder(), self._policy)
-        except P2PGridError:
-            return  # The next job will say so itself.
-        finally:
-            self._preparing = False
-        if not self._open or process.look():
-            await process.end()
-            return
-        process.on_exit = self._end_spare
-        self._spare = process
-        self._plan_spare(self._policy.idle_s)
-
-    def _end_spare(self) -> None:
-        self._forget_spare_plan()
-        process, self._spare = self._spare, None
-        if process is not None:
-            self._end_later(process)
-
-    def _forget_spare_plan(self) -> None:
-        if self._spare_timer is not None:
-            self._spare_timer.cancel()
-            self._spare_timer = None
 
     def _release(self, process: WorkerProcess) -> None:
         if not self._open or process.look():

@@ -22,7 +22,7 @@ import msgspec
 from p2pgrid.errors import ConfigError, TryAgainError
 from p2pgrid.model.reasons import Reason
 from p2pgrid.runtimes.link import FrameLink, LogTail
-from p2pgrid.runtimes.tasks import Code, JobKey, PoolPolicy
+from p2pgrid.runtimes.tasks import Code, PoolPolicy
 from p2pgrid.runtimes.worker import frames
 from p2pgrid.runtimes.worker.files import empty_folder
 
@@ -35,16 +35,12 @@ _TERMINATE_S = 0.5
 
 
 class ProcessSpec(msgspec.Struct, frozen=True):
-    """What a process is for. Only batches with an equal spec share one."""
+    """What a process is for. Only batches with an equal spec share one: the same code of the same submitter, whatever the job."""
 
-    job: JobKey
+    submitter: bytes
     code: Code
     runtime: str
     memory_bytes: int
-
-
-BLANK = ProcessSpec(JobKey(b"", b""), Code(), "", 0)
-"""Of a process that was started ahead and knows no job yet."""
 
 
 class WorkerProcess:
@@ -57,8 +53,6 @@ class WorkerProcess:
         self.log = LogTail()
         self.loaded = False
         self.reused = False
-        self.ahead = False
-        """It was started before its job came, so it may have died of something that was not the job's doing."""
         self.sequence = 0
         self.on_exit: Callable[[], None] | None = None
         self._policy = policy
@@ -69,7 +63,7 @@ class WorkerProcess:
 
     @classmethod
     async def launch(cls, spec: ProcessSpec, folder: Path, policy: PoolPolicy) -> WorkerProcess:
-        """Start a process and send it its job, unless that is BLANK.
+        """Start a process and send it its job.
 
         Raises TryAgainError when the system has no room, ConfigError when it cannot work at all.
         """
@@ -105,14 +99,6 @@ class WorkerProcess:
         await loop.connect_read_pipe(lambda: self.log, os.fdopen(log_reader, "rb", buffering=0))
         await loop.create_unix_connection(lambda: self.link, sock=ours)
         self._watch_exit(loop)
-        if self.spec != BLANK:
-            self.link.send(self._load())
-
-    def adopt(self, spec: ProcessSpec) -> None:
-        """Give a BLANK process its job: it confines itself and loads the code now, and is that job's alone for ever."""
-        assert self.spec == BLANK
-        self.ahead = True
-        self.spec = spec
         self.link.send(self._load())
 
     def _spawn(self, channel: int, log: int) -> subprocess.Popen[bytes]:
@@ -146,7 +132,6 @@ class WorkerProcess:
             open_files_max=policy.open_files_max,
             memory_bytes=spec.memory_bytes,
             nice=policy.nice,
-            seed=spec.code.seed,
             runtime=spec.runtime,
             source=spec.code.source,
             file_name=spec.code.file_name,

@@ -42,7 +42,7 @@ class Kind(IntEnum):
 
 
 class JobKey(NamedTuple):
-    """Processes are shared by the batches of one key, never by two submitters."""
+    """Whose batch it is. Processes are shared by jobs of one submitter with the same code, never by two submitters."""
 
     submitter: bytes
     job: bytes
@@ -117,8 +117,6 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Warm processes that wait for more work of their job; the one unused for longest is ended first."""
     idle_s: float = 120.0
     """A process idle for longer is ended."""
-    spare: bool = True
-    """Keep one process started ahead while there is work, for the next job. It ends after ``idle_s`` like the others."""
     waiting_max: int = 1024
     """Batches that wait for a slot; more are refused as busy."""
     start_s: float = 60.0

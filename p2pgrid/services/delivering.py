@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
 
+from p2pgrid.core.checks import HOLDERS_MAX
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import NodeKey, short
@@ -34,6 +36,8 @@ GATHER_S = 0.1
 GATHER_UNITS = 1024
 GATHER_BYTES = 2 << 20
 DELIVERY_BYTES = 4 << 20
+DELIVERY_ITEMS_MAX = 256
+"""Receipts in one message: each costs its receiver a signature to check."""
 OUTBOX_BYTES = 64 << 20
 DELIVER_S = 30.0
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0)
@@ -75,6 +79,8 @@ class _Gathered:
 class _Outbox:
     items: list[Delivered] = field(default_factory=list)
     sending: bool = False
+    dropped: bool = False
+    """Its items were given up, and their bytes are counted no more."""
 
 
 class Delivering:
@@ -88,11 +94,25 @@ class Delivering:
         self._gathered: dict[bytes, tuple[Source, _Gathered]] = {}
         self._outboxes: dict[tuple[bytes, NodeKey], _Outbox] = {}
         self._unsent_bytes = 0
+        self._room = asyncio.Event()
 
     @property
     def congested(self) -> bool:
         """Too much is waiting to be acknowledged: no more work is taken until it is gone."""
         return self._unsent_bytes > OUTBOX_BYTES
+
+    async def room(self) -> None:
+        """Wait until less is waiting, at most as long as leads are waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_UP_AFTER_S):
+                while self.congested:
+                    self._room.clear()
+                    await self._room.wait()
+
+    def _count(self, size_bytes: int) -> None:
+        self._unsent_bytes += size_bytes
+        if not self.congested:
+            self._room.set()
 
     # -- gathering ------------------------------------------------------------------
 
@@ -102,7 +122,11 @@ class Delivering:
         if chunk.files or any(len(memoryview(payload)) > inline_max for payload in chunk.payloads):
             gathered = self._open(source)
             gathered.storing += 1
-            self._tasks.spawn(self._store(source, gathered, unit_range, chunk), "store")
+            size_bytes = sum(len(memoryview(payload)) for payload in chunk.payloads)
+            self._count(size_bytes)
+            task = self._tasks.spawn(self._store(source, gathered, unit_range, chunk), "store")
+            if task is not None:
+                task.add_done_callback(lambda done: self._count(-size_bytes))
             return
         self._put(source, unit_range, _answered(chunk.outcomes), list(chunk.payloads), chunk.run_us)
 
@@ -215,13 +239,13 @@ class Delivering:
             digests=bytes(gathered.digests),
             cpu_us=gathered.cpu_us,
             payload=blake3(payload).digest(),
-            holders=tuple(sorted(gathered.holders - {self._context.me})),
+            holders=tuple(sorted(gathered.holders - {self._context.me})[:HOLDERS_MAX]),
             files=tuple(gathered.files),
         )
         receipt = seal(statement, self._context.key, self._context.grid.id)
         outbox = self._outboxes.setdefault(source.outbox, _Outbox())
         outbox.items.append(Delivered(receipt.raw, payload))
-        self._unsent_bytes += len(receipt.raw) + len(payload)
+        self._count(len(receipt.raw) + len(payload))
         if not outbox.sending:
             outbox.sending = True
             self._tasks.spawn(self._send(source.outbox, outbox), "send")
@@ -245,18 +269,25 @@ class Delivering:
                 await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
                 attempt += 1
                 continue
+            if outbox.dropped:
+                return
             failing_since, attempt = 0.0, 0
             for reason in reply.refused:
                 if reason:
                     self._context.tell(reason, f"a receipt of job {short(job)} was refused")
             del outbox.items[: len(taken)]
-            self._unsent_bytes -= sum(len(item.receipt) + len(item.payload) for item in taken)
-        self._outboxes.pop(where, None)
+            self._count(-sum(len(item.receipt) + len(item.payload) for item in taken))
+        self._forget(where, outbox)
 
     def _drop(self, where: tuple[bytes, NodeKey], outbox: _Outbox) -> None:
-        self._unsent_bytes -= sum(len(item.receipt) + len(item.payload) for item in outbox.items)
+        self._count(-sum(len(item.receipt) + len(item.payload) for item in outbox.items))
         outbox.items.clear()
-        self._outboxes.pop(where, None)
+        outbox.dropped = True
+        self._forget(where, outbox)
+
+    def _forget(self, where: tuple[bytes, NodeKey], outbox: _Outbox) -> None:
+        if self._outboxes.get(where) is outbox:
+            del self._outboxes[where]
 
     def drop(self, job: bytes) -> None:
         """Forget everything about a job that was cancelled."""
@@ -269,6 +300,10 @@ class Delivering:
                 del self._gathered[grant]
 
     async def close(self) -> None:
+        for _, gathered in self._gathered.values():
+            if gathered.due is not None:
+                gathered.due.cancel()
+        self._gathered.clear()
         await self._tasks.close()
 
 
@@ -283,7 +318,7 @@ def _first(items: list[Delivered]) -> list[Delivered]:
     total = 0
     for item in items:
         total += len(item.receipt) + len(item.payload)
-        if taken and total > DELIVERY_BYTES:
+        if taken and (total > DELIVERY_BYTES or len(taken) >= DELIVERY_ITEMS_MAX):
             break
         taken.append(item)
     return taken

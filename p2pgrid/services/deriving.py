@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from p2pgrid.core.layout import FINISH
-from p2pgrid.errors import TryAgainError
+from p2pgrid.errors import IntegrityError, TryAgainError
 from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import Receipt
 from p2pgrid.services.context import Context
 from p2pgrid.services.inputs import FILE, VALUE, array_of, blob_value, decode_batch, encode_batch
-from p2pgrid.services.results import Span, UnitValue, spans, values_of
-from p2pgrid.wire.codec import decode
+from p2pgrid.services.results import Span, UnitValue, check_payload, spans, values_of
 from p2pgrid.wire.envelope import Signed
 from p2pgrid.wire.messages import Payload
 
@@ -45,12 +44,16 @@ class Deriving:
         return list(blobs)
 
     async def payload(self, view: JobView, receipt: Signed[Receipt]) -> Payload:
-        """The payload of a receipt, from memory or from the log."""
+        """The payload of a receipt, from memory or from the log. Raises IntegrityError when it is not there, or another."""
         digest = receipt.body.payload
         known = view.payloads.get(digest)
         if known is None:
-            record = await self._context.offload.run(view.file.read_one, view.payload_at[digest])
-            known = decode(record.data, Payload)
+            cursor = view.payload_at.get(digest)
+            if cursor is None:
+                raise IntegrityError("results are missing in this copy of the job's log", reason=Reason.CORRUPT)
+            record = await self._context.offload.run(view.file.read_one, cursor)
+            # What was copied from others was compared with its receipt only, not its values with what was decided.
+            known = check_payload(receipt.body, record.data)
             view.payloads.put(digest, known, len(record.data))
         return known
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
+from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.work import OK, DecisionEntry
 from p2pgrid.services.deriving import Deriving
@@ -59,6 +61,8 @@ class Follower:
         self._deriving = deriving
         self._queue: deque[DecisionEntry] = deque()
         self._news = asyncio.Event()
+        self._due = view.file.end
+        """Where the log ended when the last decision of the queue was made: what came later is not waited for."""
         self._failures = 0
         self._quiet = 0
         levels = view.ledger.layout.levels
@@ -92,6 +96,7 @@ class Follower:
 
     def _on_decided(self, entries: Sequence[DecisionEntry]) -> None:
         self._queue.extend(entries)
+        self._due = self._view.file.end
         self._news.set()
 
     async def _drain(self) -> AsyncIterator[FollowEvent]:
@@ -99,7 +104,8 @@ class Follower:
         if not self._queue:
             return
         file = self._view.file
-        await file.wait(file.end)
+        with contextlib.suppress(P2PGridError):
+            await file.wait(self._due)
         found: list[ResultSpan] = []
         size_bytes = 0
         while self._queue:
@@ -107,7 +113,7 @@ class Follower:
             if not self._wanted(entry):
                 continue
             for span in spans(self._view.ledger, entry.batch, entry.start, entry.units):
-                if span.receipt is None:
+                if span.receipt is None or not self._on_disk(span.receipt.body.payload):
                     continue
                 columns = self._columns(span, await self._deriving.payload(self._view, span.receipt))
                 found.append(columns)
@@ -117,6 +123,11 @@ class Follower:
                     found, size_bytes = [], 0
         if found:
             yield self._event(tuple(found))
+
+    def _on_disk(self, payload: bytes) -> bool:
+        """Where the disk failed, memory is ahead of it: what is only there is not shown."""
+        file = self._view.file
+        return file.failed is None or self._view.payload_at.get(payload, file.durable) < file.durable
 
     def _wanted(self, entry: DecisionEntry) -> bool:
         if entry.batch >= self._last_batch:

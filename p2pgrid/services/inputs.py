@@ -55,17 +55,27 @@ def decode_batch(content: bytes, units: int) -> Batch:
 
 
 def fill_in(raw: bytes, contents: Mapping[bytes, bytes], *, derived: bool) -> bytes:
-    """Put the contents of blobs where a unit only names them; of a derived unit, in its list of results, too."""
+    """Put the contents of blobs where a unit only names them; of a derived unit, in its list of results, too.
+
+    Raises MalformedError for a blob that is not among ``contents``.
+    """
     blob = blob_of(raw)
     if blob is not None:
-        raw = contents[blob]
+        raw = _content(contents, blob)
     if not derived:
         return raw
     parts = [bytes(part) for part in decode(raw, list[msgspec.Raw])]
     named = [blob_of(part) for part in parts]
     if not any(named):
         return raw
-    return array_of([part if name is None else contents[name] for part, name in zip(parts, named, strict=True)])
+    return array_of([part if name is None else _content(contents, name) for part, name in zip(parts, named, strict=True)])
+
+
+def _content(contents: Mapping[bytes, bytes], blob: bytes) -> bytes:
+    content = contents.get(blob)
+    if content is None:
+        raise MalformedError("a batch names a blob that it does not list", reason=Reason.MALFORMED)
+    return content
 
 
 def encode_batch(

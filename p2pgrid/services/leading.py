@@ -1,21 +1,24 @@
 """Leading jobs: the core's Lead joined to sessions, the job's log and the keepers (docs/spec/job.md).
 
-A grant leaves before it is on disk: a lead that crashes in between only makes its units run again. A receipt
-is acknowledged, and its results are shown to anybody, only after it is on disk.
+1. A grant leaves before it is on disk: a lead that crashes in between only makes its units run again. A receipt
+   is acknowledged, and its results are shown to anybody, only after it is on disk.
+2. A job whose log cannot be written, whose derived units cannot be stored, or whose time is over is stopped, and says why.
+3. A keeper that failed is not named again for a while, so that a node without room costs no statement a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from p2pgrid.core import lead as core
 from p2pgrid.core.admission import check_job
-from p2pgrid.core.keeping import draw_keepers, workers_of
+from p2pgrid.core.keeping import K, draw_keepers, workers_of
 from p2pgrid.core.ledger import Ledger
-from p2pgrid.errors import IntegrityError, P2PGridError, RefusedError, TryAgainError, UnreachableError
+from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError, TryAgainError, UnreachableError
 from p2pgrid.model import log as kinds
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import JobId, NodeKey, StatementId, short
@@ -24,14 +27,17 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import DecisionEntry, Receipt
 from p2pgrid.net.rpc import Session
 from p2pgrid.services.context import Context
+from p2pgrid.services.delivering import DELIVERY_ITEMS_MAX
 from p2pgrid.services.deriving import Deriving
 from p2pgrid.services.joblog import JobFile
+from p2pgrid.services.jobrows import JobRows
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.pushing import Pushing
 from p2pgrid.services.results import Payloads, check_payload, root_of
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.store.index import JobRow
+from p2pgrid.store.ledger import HEADER_BYTES
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
 from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInvite, LogRecord, Ok, PullReply, PullRequest
 
@@ -40,6 +46,10 @@ TICK_S = 1.0
 ENDED_IN_MEMORY_MAX = 64
 SETTLE_S = 15.0
 """How long the end of a job waits for its keepers."""
+NOT_AGAIN_S = 60.0
+ASSEMBLE_RETRIES_S = (0.2, 1.0, 3.0, 10.0)
+UNIT_PAYLOAD_BYTES_MAX = 64 << 10
+"""What one unit may put into a log: an inline result, or the longest account of a failure."""
 RECORD_KINDS = {"grant": kinds.GRANT, "receipt": kinds.RECEIPT, "decision": kinds.DECISION, "settled": kinds.SETTLED}
 
 Watcher = Callable[[Sequence[DecisionEntry]], None]
@@ -60,6 +70,8 @@ class LedJob:
         self.payloads = Payloads()
         self.sent: dict[bytes, set[int]] = {}
         """Batches that each worker's session was sent."""
+        self.passed_over: dict[bytes, float] = {}
+        """Keepers that failed, and until when they are not named again."""
         self.watchers: set[Watcher] = set()
         self.ended = asyncio.Event()
         self.state = "running"
@@ -80,6 +92,8 @@ class Leading:
         self._storing = storing
         self._tasks = Tasks("leading")
         self._pushing = Pushing(context, peers)
+        self._rows = JobRows(context)
+        self._submitting: set[JobId] = set()
         self.deriving = Deriving(context, storing)
         self._batches: OrderedDict[tuple[JobId, int], bytes] = OrderedDict()
         self._batch_bytes = 0
@@ -98,13 +112,15 @@ class Leading:
     async def close(self) -> None:
         await self._tasks.close()
         await self._pushing.close()
+        await self._rows.close()
 
     # -- the life of a job -------------------------------------------------------
 
     async def submit(self, raw: bytes, batches: Iterable[bytes]) -> LedJob:
         """Take a job over from its submitter: log it, name keepers, begin to lead. ``batches`` in manifest order.
 
-        Raises RefusedError (limits, not this home's submitter key), IntegrityError (a batch that is not the manifest's).
+        Raises RefusedError (limits, not this home's submitter key, known already), IntegrityError (a batch that is not
+        the manifest's), TryAgainError (too many jobs).
         """
         context = self._context
         job = open_envelope(raw, Job, context.grid.id, context.wall_ms())
@@ -112,13 +128,27 @@ class Leading:
             raise RefusedError("the job is signed by another submitter key", reason=Reason.NO_ROLE)
         if "submit" not in context.member.roles:
             raise RefusedError("this node's membership does not let it submit", reason=Reason.NO_ROLE)
-        if len([led for led in self.jobs.values() if not led.ended.is_set()]) >= context.limits.jobs_led:
+        job_id = JobId(job.id)
+        if job_id in self.jobs:
+            return self.jobs[job_id]
+        running = len([led for led in self.jobs.values() if not led.ended.is_set()])
+        if job_id in self._submitting or running + len(self._submitting) >= context.limits.jobs_led:
             raise TryAgainError("this node already leads as many jobs as it may", reason=Reason.BUSY)
         check_job(job.body, context.limits)
-        if job.id in self.jobs:
-            return self.jobs[JobId(job.id)]
+        contents = list(batches)
+        _check_batches(job.body, contents)
+        self._submitting.add(job_id)
+        try:
+            return await self._begin(job, contents)
+        finally:
+            self._submitting.discard(job_id)
+
+    async def _begin(self, job: Signed[Job], batches: Sequence[bytes]) -> LedJob:
+        context = self._context
         job_id = JobId(job.id)
         file = JobFile(job_id, await context.offload.run(context.ledgers.log, job_id), context.log_port)
+        if file.end > HEADER_BYTES:
+            raise RefusedError("this job was submitted before", reason=Reason.STALE, hint="submit it as a new one")
         ledger = Ledger(job)
         keepers = self._name_keepers(job, ())
         ledger.add(keepers)
@@ -126,25 +156,44 @@ class Leading:
         led = LedJob(job, file, lead)
         led.started_s = context.clock()
         file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)])
-        self._log_batches(led, batches)
-        await file.wait(file.end)
+        await self._log_batches(led, batches)
+        durable = file.end
         self.jobs[led.id] = led
         self._index(led)
-        self._pushing.add(led.id, file, keepers.body.keepers, self._replace_keeper)
+        self._pushing.add(led.id, file, keepers, self._replace_keeper)
         self._tasks.spawn(self._replicate_inputs(led), "inputs")
         self._apply(led, lead.handle(core.WorkersKnown(self._workers(led)), context.clock(), context.wall_ms()))
+        try:
+            # Workers are invited while the disk still writes; the submitter is told, and results count, only afterwards.
+            await file.wait(durable)
+        except P2PGridError as error:
+            self._break_off(led, error.message)
+            raise
         return led
 
-    def _log_batches(self, led: LedJob, batches: Iterable[bytes]) -> None:
-        for number, (reference, content) in enumerate(zip(led.job.body.manifest, batches, strict=True)):
-            if blob_id_of(content) != reference.blob:
-                raise IntegrityError("a batch is not the one in the manifest", reason=Reason.CORRUPT)
-            (led.batch_at[number],) = led.file.post([LogRecord(kinds.BATCH, content)])
-            self._remember((led.id, number), content)
+    async def _log_batches(self, led: LedJob, batches: Sequence[bytes]) -> None:
+        try:
+            for number, content in enumerate(batches):
+                await led.file.calm()
+                (led.batch_at[number],) = led.file.post([LogRecord(kinds.BATCH, content)])
+                self._remember((led.id, number), content)
+        except P2PGridError:
+            # Nobody was told of the job: half of it must not be found here after a restart.
+            await led.file.quiet()
+            with suppress(P2PGridError):
+                self._context.log_port.remove(led.id, lambda error: None)
+            raise
 
-    def _name_keepers(self, job: Signed[Job], have: tuple[bytes, ...], epoch: int = 0) -> Signed[KeeperSet]:
+    def _name_keepers(
+        self, job: Signed[Job], have: tuple[bytes, ...], epoch: int = 0, not_these: Container[bytes] = ()
+    ) -> Signed[KeeperSet]:
         context = self._context
-        keepers = draw_keepers(self._peers.with_role("store") - {context.me}, have, context.rng)
+        willing = [
+            key
+            for key in self._peers.with_role("store")
+            if key != context.me and key not in not_these and self._peers.info(key).offer.storage_bytes
+        ]
+        keepers = draw_keepers(willing, have, context.rng)
         statement = KeeperSet(job.body.expires_ms, job.id, epoch, context.me, keepers)
         return seal(statement, context.submitter, context.grid.id)
 
@@ -153,18 +202,18 @@ class Leading:
         led = self.jobs.get(job)
         if led is None or led.ledger.keepers is None or led.state == "stopped":
             return
+        now_s = self._context.clock()
+        if failed is not None:
+            led.passed_over[failed] = now_s + NOT_AGAIN_S
+        led.passed_over = {key: until_s for key, until_s in led.passed_over.items() if until_s > now_s}
         current = led.ledger.keepers.body
         have = tuple(key for key in current.keepers if key != failed)
-        named = self._name_keepers(led.job, have, current.epoch + 1)
-        if failed in named.body.keepers:
-            without = tuple(key for key in named.body.keepers if key != failed)
-            statement = KeeperSet(current.expires_ms, current.job, current.epoch + 1, current.lead, without)
-            named = seal(statement, self._context.submitter, self._context.grid.id)
+        named = self._name_keepers(led.job, have, current.epoch + 1, led.passed_over)
         if named.body.keepers == current.keepers:
             return
-        led.ledger.add(named)
         led.file.post([LogRecord(kinds.KEEPERS, named.raw)])
-        self._pushing.set_keepers(job, named.body.keepers)
+        led.ledger.add(named)
+        self._pushing.set_keepers(job, named)
 
     async def _replicate_inputs(self, led: LedJob) -> None:
         """Copies of the code and of input files on r nodes, keepers first, while the job already runs."""
@@ -183,15 +232,13 @@ class Leading:
         led = self.jobs.get(JobId(StatementId(cancel.body.job)))
         if led is None:
             raise RefusedError("this node does not lead the job", reason=Reason.UNKNOWN_JOB)
-        if not led.ledger.add(cancel):
+        if led.ended.is_set() or not led.ledger.add(cancel):
             return
-        led.state = "cancelled"
-        now, now_ms = self._context.clock(), self._context.wall_ms()
-        self._apply(led, led.lead.handle(core.Stopped(), now, now_ms))
-        await led.file.append([LogRecord(kinds.CANCEL, raw)])
+        self._apply(led, led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms()))
         for worker in set(led.lead.workers) | set(led.lead.known):
             self._peers.notify(NodeKey(worker), "job.cancelled", CancelRequest(raw))
-        self._end(led)
+        await led.file.append([LogRecord(kinds.CANCEL, raw)])
+        self._end(led, "cancelled")
 
     # -- workers -----------------------------------------------------------------
 
@@ -211,7 +258,12 @@ class Leading:
         sent = led.sent.setdefault(session.peer, set())
         sent.intersection_update(request.have)
         needed = sorted({unit_range.batch for unit_range in granted.grant.body.ranges} - sent)
-        batches = [(number, await self._batch(led, number)) for number in needed if number < len(led.job.body.manifest)]
+        try:
+            batches = [(number, await self._batch(led, number)) for number in needed if number < len(led.job.body.manifest)]
+        except P2PGridError:
+            # The lease never arrives: its units must not wait for its deadline.
+            self._apply(led, led.lead.handle(core.WorkerGone(session.peer), context.clock(), context.wall_ms()))
+            raise
         sent.update(number for number, _ in batches)
         return PullReply(False, granted.grant.raw, *head, tuple(batches))
 
@@ -239,13 +291,21 @@ class Leading:
         if led.file.failed is not None:
             # Its memory is ahead of its disk: nothing may be acknowledged any more.
             raise TryAgainError("the log of this job cannot be written", reason=Reason.DISK_FULL)
+        if len(delivery.items) > DELIVERY_ITEMS_MAX:
+            raise MalformedError("too many receipts in one message", reason=Reason.MALFORMED)
+        await led.file.calm()
         refused: list[str] = []
         for item in delivery.items:
             try:
                 receipt = open_envelope(item.receipt, Receipt, context.grid.id, context.wall_ms())
+                if len(item.payload) > len(receipt.body.outcomes) * UNIT_PAYLOAD_BYTES_MAX + 64:
+                    raise MalformedError("a payload over its limit", reason=Reason.TOO_LARGE)
                 payload = check_payload(receipt.body, item.payload)
                 effects = led.lead.handle(core.Delivered(receipt), context.clock(), context.wall_ms())
             except P2PGridError as error:
+                if error.reason == Reason.BAD_SIGNATURE:
+                    # Checking costs more than sending: nobody gets two in one message.
+                    raise
                 refused.append(error.reason or Reason.MALFORMED)
                 continue
             refused.append("")
@@ -266,6 +326,9 @@ class Leading:
             led.sent.pop(peer, None)
             if peer in led.lead.workers:
                 self._apply(led, led.lead.handle(core.WorkerGone(peer), now, now_ms))
+            keepers = led.ledger.keepers
+            if keepers is not None and peer in keepers.body.keepers and not led.ended.is_set() and led.file.failed is None:
+                self._replace_keeper(led.id, peer)
 
     def _workers(self, led: LedJob) -> frozenset[bytes]:
         keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
@@ -322,14 +385,29 @@ class Leading:
     async def _assemble(self, led: LedJob, batches: Sequence[int]) -> None:
         """Build derived batches one after the other; each is leased as soon as it is stored."""
         for number in batches:
-            content = await self.deriving.content(led, number)
-            keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
-            blob = await self._storing.keep_bytes(content, led.job.body.expires_ms, led.job.body.replicas, keepers)
-            event = core.DerivedReady(number, blob)
-            self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+            for wait_s in (*ASSEMBLE_RETRIES_S, None):
+                if led.ended.is_set():
+                    return
+                try:
+                    await self._assemble_one(led, number)
+                    break
+                except P2PGridError as error:
+                    if not error.retryable or wait_s is None:
+                        self._break_off(led, f"its results could not be joined: {error.message}")
+                        return
+                    await asyncio.sleep(wait_s)
+
+    async def _assemble_one(self, led: LedJob, number: int) -> None:
+        content = await self.deriving.content(led, number)
+        keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
+        blob = await self._storing.keep_bytes(content, led.job.body.expires_ms, led.job.body.replicas, keepers)
+        event = core.DerivedReady(number, blob)
+        self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
 
     async def _finish(self, led: LedJob) -> None:
         """Sign the end of the job, and wait until every keeper has it."""
+        if led.ended.is_set() or led.ledger.cancelled is not None:
+            return
         ledger = led.ledger
         root = root_of(ledger, range(ledger.layout.batches))
         statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
@@ -340,25 +418,33 @@ class Leading:
             await asyncio.wait_for(self._pushing.complete(led.id), SETTLE_S)
         except (TimeoutError, UnreachableError):
             led.keepers_note = "not every keeper has confirmed the end of the job"
-        led.state = "failed" if ledger.failed else "done"
-        self._end(led)
+        self._end(led, "failed" if ledger.failed else "done")
 
-    def _end(self, led: LedJob) -> None:
+    def _end(self, led: LedJob, state: str) -> None:
+        """The first end counts."""
+        if led.ended.is_set():
+            return
+        led.state = state
         led.ended.set()
         self._index(led)
         self._context.tell(led.state, f"job {short(led.id)} {led.state}")
         for watcher in list(led.watchers):
             watcher(())
 
-    def _break_off(self, led: LedJob) -> None:
-        """The disk gave out under the job: stop leasing and say so; what the keepers have stays readable."""
-        led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms())
-        led.state, led.keepers_note = "stopped", f"the job was stopped: {led.file.failed}"
-        self._end(led)
+    def _break_off(self, led: LedJob, why: str) -> None:
+        """The job cannot go on here: stop leasing and say so; what the keepers have stays readable."""
+        if not led.ended.is_set():
+            led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms())
+            led.keepers_note = f"the job was stopped: {why}"
+            self._end(led, "stopped")
 
     def _forget_ended(self) -> None:
         """Ended jobs need not stay in memory: they are read from the disk when they are asked for."""
-        ended = [job for job, led in self.jobs.items() if led.ended.is_set() and not led.watchers]
+        ended = [
+            job
+            for job, led in self.jobs.items()
+            if led.ended.is_set() and not led.watchers and (led.file.settled or led.file.failed is not None)
+        ]
         for job in ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)]:
             del self.jobs[job]
             self._pushing.remove(job)
@@ -379,21 +465,38 @@ class Leading:
             done=ledger.done,
             failed=ledger.failed,
         )
-        self._tasks.spawn(self._context.offload.run(self._context.index.put_job, row), "index")
+        self._rows.put(row)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now, now_ms = self._context.clock(), self._context.wall_ms()
             self._forget_ended()
             for led in list(self.jobs.values()):
-                if led.ended.is_set():
-                    continue
-                if led.file.failed is not None:
-                    self._break_off(led)
-                    continue
-                self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
-                self._apply(led, led.lead.handle(core.Tick(), now, now_ms))
-                keepers = led.ledger.keepers
-                if keepers is not None and len(keepers.body.keepers) < 3:
-                    self._replace_keeper(led.id, None)
+                if not led.ended.is_set():
+                    try:
+                        self._look_after(led, self._context.clock(), self._context.wall_ms())
+                    except P2PGridError as error:
+                        self._context.tell(error.reason, f"job {short(led.id)}: {error}")
+
+    def _look_after(self, led: LedJob, now: float, now_ms: int) -> None:
+        if led.file.failed is not None:
+            self._break_off(led, led.file.failed.message)
+            return
+        if led.job.body.expires_ms < now_ms:
+            self._break_off(led, "its time is over")
+            return
+        self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
+        self._apply(led, led.lead.handle(core.Tick(), now, now_ms))
+        keepers = led.ledger.keepers
+        if keepers is not None and len(keepers.body.keepers) < K:
+            self._replace_keeper(led.id, None)
+
+
+def _check_batches(job: Job, contents: Sequence[bytes]) -> None:
+    """Raise IntegrityError unless these are the batches of the manifest."""
+    fits = len(contents) == len(job.manifest) and all(
+        len(content) == reference.size_bytes and blob_id_of(content) == reference.blob
+        for reference, content in zip(job.manifest, contents, strict=True)
+    )
+    if not fits:
+        raise IntegrityError("the batches are not those of the manifest", reason=Reason.CORRUPT)

@@ -95,7 +95,7 @@ class Owner:
         self._stop = stop
         self._invite = invite
         self._home = home
-        leading.forgotten.append(lambda job: keeping.forget_led(job))
+        leading.forgotten.append(keeping.forget_led)
         self._events: deque[EventLine] = deque(maxlen=EVENTS_MAX)
         context.events.append(self._note)
         methods = context.methods
@@ -268,8 +268,4 @@ class Owner:
 
 def _failed(reply: E_, error: P2PGridError) -> E_:
     """A reply that carries an error, as streams have no other way to say one."""
-    return msgspec.structs.replace(
-        reply, error=error.message, reason=str(error.reason), hint=error.hint, kind=type(error).__name__
-    )
-
-
+    return msgspec.structs.replace(reply, error=error.message, reason=str(error.reason), hint=error.hint, kind=type(error).__name__)

@@ -37,6 +37,8 @@ DISCOVER_S = 10.0
 NEIGHBOURS_MAX = 64
 """Nodes that are kept connected without a job in common."""
 KNOWN_MAX = 1024
+INFO_BYTES_MAX = 4096
+"""What a node says of itself in its hello; it is told to everybody in 900 bytes."""
 ENUMERATE_MAX = 256
 RETRY_AFTER_S = 30.0
 REDIAL_S = 1.5
@@ -192,9 +194,19 @@ class Peers:
             return
         if record.author == self._context.me:
             return
-        while len(self._infos) >= KNOWN_MAX and record.author not in self._infos:
-            self._infos.pop(next(iter(self._infos)))
-        self._infos[record.author] = info
+        self._note(record.author, info)
+
+    def _note(self, peer: bytes, info: NodeInfo) -> None:
+        """Remember what a node says of itself; among too many, one without a session is forgotten."""
+        if peer not in self._infos and len(self._infos) >= KNOWN_MAX:
+            away = next((key for key in self._infos if self._pool.live(NodeKey(key)) is None), next(iter(self._infos)))
+            del self._infos[away]
+        self._infos[peer] = info
+
+    def _note_failed(self, peer: bytes) -> None:
+        while len(self._failed_s) >= KNOWN_MAX:
+            self._failed_s.pop(next(iter(self._failed_s)))
+        self._failed_s[peer] = self._context.clock() + RETRY_AFTER_S
 
     async def refresh(self, timeout_s: float = 2.0) -> None:
         """Look for nodes now and dial those without a session."""
@@ -211,21 +223,23 @@ class Peers:
         missing = [
             NodeKey(record.author)
             for record in records
-            if record.author not in live and record.author != self._context.me and self._failed_s.get(record.author, 0.0) <= now
+            if record.author not in live and record.author in self._infos and self._failed_s.get(record.author, 0.0) <= now
         ]
-        dials = [self._dial(peer) for peer in dict.fromkeys(missing[: max(0, NEIGHBOURS_MAX - len(live))])]
-        if dials:
-            _, late = await asyncio.wait([asyncio.ensure_future(dial) for dial in dials], timeout=timeout_s)
-            for task in late:
-                task.cancel()
+        chosen = dict.fromkeys(missing[: max(0, NEIGHBOURS_MAX - len(live))])
+        dials = [self._tasks.spawn(self._dial(peer), "dial") for peer in chosen]
+        tasks = [dial for dial in dials if dial is not None]
+        if tasks:
+            try:
+                await asyncio.wait(tasks, timeout=timeout_s)
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     async def _dial(self, peer: NodeKey) -> None:
         try:
-            await self._pool.session(peer, self._infos[peer].addresses)
+            await self._pool.session(peer, self.info(peer).addresses)
         except P2PGridError:
-            while len(self._failed_s) >= KNOWN_MAX:
-                self._failed_s.pop(next(iter(self._failed_s)))
-            self._failed_s[peer] = self._context.clock() + RETRY_AFTER_S
+            self._note_failed(peer)
 
     async def _discover(self) -> None:
         while True:
@@ -260,10 +274,11 @@ class Peers:
         if session.peer == self._context.me or session.hello is None:
             return
         self._failed_s.pop(session.peer, None)
-        try:
-            self._infos[session.peer] = decode(session.hello.info, NodeInfo)
-        except MalformedError:
-            self._infos.setdefault(session.peer, NodeInfo())
+        info = NodeInfo()
+        if len(session.hello.info) <= INFO_BYTES_MAX:
+            with contextlib.suppress(MalformedError):
+                info = decode(session.hello.info, NodeInfo)
+        self._note(session.peer, info)
         for came in self._came:
             came(session.peer)
 
@@ -283,7 +298,7 @@ class Peers:
                 return
             except (P2PGridError, TimeoutError):
                 pass
-        self._failed_s[peer] = self._context.clock() + RETRY_AFTER_S
+        self._note_failed(peer)
         for gone in self._gone:
             gone(peer)
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 from p2pgrid.core.keeping import PushBook
 from p2pgrid.errors import P2PGridError
+from p2pgrid.model import log as kinds
 from p2pgrid.model.ids import JobId, NodeKey
+from p2pgrid.model.job import KeeperSet
 from p2pgrid.services.context import Context
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.tasks import Tasks
-from p2pgrid.wire.messages import DeltaRequest, Ok
+from p2pgrid.wire.envelope import Signed
+from p2pgrid.wire.messages import DeltaRequest, LogRecord, Ok
 
 COALESCE_S = 0.05
 """Records of this long travel together, unless somebody waits for the end."""
@@ -28,6 +31,8 @@ Replace = Callable[[JobId, bytes | None], None]
 class _Pushed:
     file: JobFile
     replace: Replace
+    named: Signed[KeeperSet]
+    """The newest keepers: whoever has nothing yet is told first that it was named."""
     book: PushBook = field(default_factory=PushBook)
     urgent: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
@@ -43,10 +48,10 @@ class Pushing:
         self._tasks = Tasks("pushing")
         self._jobs: dict[JobId, _Pushed] = {}
 
-    def add(self, job: JobId, file: JobFile, keepers: tuple[bytes, ...], replace: Replace) -> None:
-        """Begin to push the log of a job."""
-        self._jobs[job] = _Pushed(file, replace)
-        self.set_keepers(job, keepers)
+    def add(self, job: JobId, file: JobFile, named: Signed[KeeperSet], replace: Replace) -> None:
+        """Begin to push the log of a job. ``replace(job, keeper)`` is called for a keeper that failed."""
+        self._jobs[job] = _Pushed(file, replace, named)
+        self.set_keepers(job, named)
         self._tasks.spawn(self._run(job), "run")
 
     def remove(self, job: JobId) -> None:
@@ -56,8 +61,13 @@ class Pushing:
             pushed.ended = True
             pushed.file.changed.set()
 
-    def set_keepers(self, job: JobId, keepers: tuple[bytes, ...]) -> None:
-        pushed = self._jobs[job]
+    def set_keepers(self, job: JobId, named: Signed[KeeperSet]) -> None:
+        """Push to these from now on."""
+        pushed = self._jobs.get(job)
+        if pushed is None:
+            return
+        keepers = named.body.keepers
+        pushed.named = named
         for gone in set(pushed.book.keepers) - set(keepers):
             pushed.book.remove(gone)
         for keeper in keepers:
@@ -67,7 +77,9 @@ class Pushing:
 
     async def complete(self, job: JobId) -> None:
         """Wait until every keeper has everything posted so far."""
-        pushed = self._jobs[job]
+        pushed = self._jobs.get(job)
+        if pushed is None:
+            return
         pushed.urgent.set()
         pushed.file.changed.set()
         await pushed.file.wait(pushed.file.end)
@@ -87,17 +99,22 @@ class Pushing:
                 self._tasks.spawn(self._push(job, NodeKey(keeper), cursor), "push")
 
     async def _push(self, job: JobId, keeper: NodeKey, cursor: int) -> None:
-        pushed = self._jobs[job]
+        pushed = self._jobs.get(job)
+        if pushed is None:
+            return
         try:
             while cursor < pushed.file.durable and keeper in pushed.book.keepers:
                 records, behind = await self._context.offload.run(pushed.file.read, cursor)
+                if not cursor:
+                    records.insert(1, LogRecord(kinds.KEEPERS, pushed.named.raw))
                 await self._peers.call(keeper, "job.delta", DeltaRequest(job, tuple(records)), Ok, timeout_s=PUSH_S)
                 cursor = behind
-                pushed.book.keepers[keeper].acknowledged = cursor
+                pushed.book.note(keeper, cursor)
             pushed.book.on_acknowledged(keeper, cursor)
-        except (P2PGridError, KeyError) as error:
-            retryable = isinstance(error, P2PGridError) and error.retryable
-            if pushed.book.on_failed(keeper) >= FAILURES_MAX or not retryable or not self._peers.is_live(keeper):
+        except P2PGridError as error:
+            if keeper not in pushed.book.keepers:
+                return
+            if pushed.book.on_failed(keeper) >= FAILURES_MAX or not error.retryable or not self._peers.is_live(keeper):
                 pushed.replace(job, keeper)
             else:
                 await asyncio.sleep(COALESCE_S * 4)

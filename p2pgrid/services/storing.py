@@ -2,7 +2,9 @@
 
 1. A copy counts when its receiver has verified every chunk and has it on disk.
 2. Copies go to nodes with the role ``store``, preferred ones first, and never wait for a node that does not answer.
-3. Holders of what people ``put`` are recorded in the DHT by the holders themselves; blobs of jobs are found
+3. A holder is believed only what its bytes prove: one that lies, stalls or leaves costs the others its part, not the blob.
+4. A peer may write a few blobs at a time; what it began and never ended is free again within the hour.
+5. Holders of what people ``put`` are recorded in the DHT by the holders themselves; blobs of jobs are found
    through the job's receipts and keepers.
 """
 
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +22,17 @@ import msgspec
 
 from p2pgrid.dht.records import RecordKind
 from p2pgrid.dht.server import GridServer
-from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError, UnreachableError
-from p2pgrid.model.blob import BlobRoot, chunk_count, decode_root, encode_root
-from p2pgrid.model.ids import BlobId, NodeKey, dht_id_of_blob, short
+from p2pgrid.errors import (
+    IntegrityError,
+    MalformedError,
+    P2PGridError,
+    RefusedError,
+    RemoteError,
+    TryAgainError,
+    UnreachableError,
+)
+from p2pgrid.model.blob import BlobRoot, check_root, chunk_count, decode_root, encode_root
+from p2pgrid.model.ids import DIGEST_BYTES, BlobId, NodeKey, dht_id_of_blob, short
 from p2pgrid.model.limits import MIB
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
@@ -40,6 +52,7 @@ CHUNK_HEAD = struct.Struct(">II")
 LENGTH = struct.Struct(">I")
 CHUNKS_PER_READ = 16
 FETCH_SOURCES_MAX = 4
+BUSY_S = 0.1
 HOLDER_TTL_S = 24 * 3600.0
 LEASE_MAX_MS = 400 * 24 * 3600 * 1000
 """Nobody may ask a node to keep something for longer."""
@@ -47,6 +60,9 @@ HOLDS = encode(1)
 """Value of a holder's record: the author is what it points at. An empty one would withdraw it."""
 STALL_S = 30.0
 """A transfer without a chunk for this long is given up."""
+WRITES_PER_PEER_MAX = 16
+UNFINISHED_MS = 3_600_000
+"""The lease of a blob that a peer has begun to write; its own begins when it is whole."""
 
 
 class Storing:
@@ -58,6 +74,7 @@ class Storing:
         self._dht = dht
         self._tasks = Tasks("storing")
         self._fetching: dict[BlobId, asyncio.Future[None]] = {}
+        self._writes: Counter[bytes] = Counter()
         methods = context.methods
         methods.on("blob.info", BlobRequest, self._on_info)
         methods.on_stream("blob.read", BlobRead, self._on_read)
@@ -86,8 +103,9 @@ class Storing:
         try:
             blob = await context.offload.run(context.blobs.ingest, path, limit, owner=context.me, expires_ms=expires_ms)
         finally:
-            await context.offload.run(path.unlink, missing_ok=True)
-        return blob, context.blobs.size(blob)
+            with suppress(OSError):
+                await context.offload.run(path.unlink, missing_ok=True)
+        return blob, await context.offload.run(context.blobs.size, blob)
 
     async def replicate(
         self, blob: BlobId | bytes, replicas: int, prefer: Sequence[bytes], expires_ms: int, *, announce: bool = False
@@ -124,7 +142,9 @@ class Storing:
         return await self._context.offload.run(self._context.blobs.path, blob)
 
     async def fetch(self, blob: BlobId, sources: Sequence[bytes] = (), expires_ms: int = 0) -> None:
-        """Make sure that a blob is here. Raises UnreachableError when no holder can be found."""
+        """Make sure that a blob is here. Raises UnreachableError when no holder can be found, MalformedError for no address."""
+        if len(blob) != DIGEST_BYTES:
+            raise MalformedError("not the address of a blob", reason=Reason.MALFORMED)
         while not await self._context.offload.run(self._context.blobs.has, blob):
             running = self._fetching.get(blob)
             if running is not None:
@@ -145,34 +165,78 @@ class Storing:
     # -- fetching ------------------------------------------------------------------------
 
     async def _fetch(self, blob: BlobId, sources: Sequence[bytes], expires_ms: int) -> None:
-        context = self._context
-        found = await self._ask(sources, blob)
-        if found is None:
-            found = await self._ask([key for key in await self._holders(blob) if key not in sources], blob)
-        if found is None:
-            found = await self._ask([key for key in self._peers.live() if key not in sources], blob)
-        if found is None:
-            raise UnreachableError(f"nobody who can be reached holds blob {short(blob)}", reason=Reason.NO_BLOB)
-        info, holders = found
+        """From the nodes that should have it; else from those that the DHT names; else from whoever is connected."""
+        missing = UnreachableError(f"nobody who can be reached holds blob {short(blob)}", reason=Reason.NO_BLOB)
+        error: P2PGridError = missing
+        asked: set[bytes] = {self._context.me}
+        for look in (self._given(sources), self._holders(blob), self._connected()):
+            keys = [key for key in dict.fromkeys(await look) if key not in asked]
+            asked.update(keys)
+            found = await self._ask(keys, blob)
+            if found is None:
+                continue
+            try:
+                await self._fetch_from(blob, *found, expires_ms)
+            except (UnreachableError, TryAgainError, RemoteError) as failure:
+                error = failure
+            else:
+                return
+        raise error
+
+    async def _given(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        return keys
+
+    async def _connected(self) -> Sequence[bytes]:
+        return list(self._peers.live())
+
+    async def _fetch_from(self, blob: BlobId, info: BlobInfo, holders: list[NodeKey], expires_ms: int) -> None:
         root = decode_root(info.root) if info.root else None
-        writer = await context.offload.run(context.blobs.writer, blob, info.size_bytes, root, owner=context.me, expires_ms=expires_ms)
+        writer = await self._writer(blob, info.size_bytes, root, self._context.me, expires_ms)
         try:
             await self._fetch_chunks(blob, writer, holders)
-            await context.offload.run(writer.commit)
+            await self._context.offload.run(writer.commit)
         finally:
-            await context.offload.run(writer.close)
+            self._leave(writer)
+
+    async def _writer(self, blob: BlobId, size_bytes: int, root: BlobRoot | None, owner: bytes, expires_ms: int) -> ChunkWriter:
+        """Begin or resume a blob. Somebody who goes away meanwhile leaves no writer behind."""
+        context = self._context
+        opening = asyncio.ensure_future(
+            context.offload.run(context.blobs.writer, blob, size_bytes, root, owner=owner, expires_ms=expires_ms)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda done: self._leave(done.result()) if not done.cancelled() and not done.exception() else None)
+            raise
+
+    def _leave(self, writer: ChunkWriter) -> None:
+        """Close a writer, whatever becomes of the caller: an open one would be kept for ever."""
+        self._tasks.spawn(self._close_writer(writer), "close a writer")
+
+    async def _close_writer(self, writer: ChunkWriter) -> None:
+        while True:
+            try:
+                await self._context.offload.run(writer.close)
+            except TryAgainError as error:
+                if error.reason != Reason.BUSY:
+                    raise
+                await asyncio.sleep(BUSY_S)
+            else:
+                return
 
     async def _ask(self, keys: Iterable[bytes], blob: BlobId) -> tuple[BlobInfo, list[NodeKey]] | None:
-        """Who of these holds a blob, all asked at once."""
-        asked = [NodeKey(key) for key in dict.fromkeys(keys) if key != self._context.me]
-        if not asked:
-            return None
+        """Who of these holds a blob, all asked at once; only words that fit the blob's address count."""
+        asked = [NodeKey(key) for key in keys]
         calls = [self._peers.call(key, "blob.info", BlobRequest(blob), BlobInfo, timeout_s=5.0) for key in asked]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        holders = [(answer, key) for answer, key in zip(answers, asked, strict=True) if isinstance(answer, BlobInfo)]
+        holders: list[tuple[BlobInfo, NodeKey]] = []
+        for answer, key in zip(answers, asked, strict=True):
+            if isinstance(answer, BlobInfo) and _fits(answer, blob):
+                holders.append((answer, key))
         if not holders:
             return None
-        return holders[0][0], [key for _, key in holders[:FETCH_SOURCES_MAX]]
+        return holders[0][0], [key for _, key in holders]
 
     async def _holders(self, blob: BlobId) -> list[bytes]:
         try:
@@ -181,34 +245,36 @@ class Storing:
             return []
 
     async def _fetch_chunks(self, blob: BlobId, writer: ChunkWriter, holders: list[NodeKey]) -> None:
-        """Each holder serves runs of chunks from one queue; what a holder fails to serve goes back to it."""
-        runs = _runs(await self._context.offload.run(writer.missing))
-        failures: list[P2PGridError] = []
+        """Each holder serves runs of chunks from one queue; what one fails to serve, those that did not fail serve."""
+        good = list(holders)
+        error: P2PGridError = UnreachableError(f"blob {short(blob)} did not arrive whole", reason=Reason.NO_BLOB)
 
         async def serve(holder: NodeKey) -> None:
+            nonlocal error
             while runs:
-                first, count = runs.pop(0)
+                first, count = runs.popleft()
                 try:
                     await self._fetch_run(holder, blob, writer, first, count)
-                except P2PGridError as error:
-                    runs.insert(0, (first, count))
-                    failures.append(error)
+                except (RefusedError, TryAgainError, UnreachableError, RemoteError) as failure:
+                    runs.appendleft((first, count))
+                    good.remove(holder)
+                    error = failure
                     return
 
-        await asyncio.gather(*(serve(holder) for holder in holders))
-        left = await self._context.offload.run(writer.missing)
-        if left:
-            raise failures[-1] if failures else UnreachableError(f"blob {short(blob)} did not arrive whole", reason=Reason.NO_BLOB)
+        while good and (runs := deque(_runs(await self._context.offload.run(writer.missing)))):
+            await asyncio.gather(*(serve(holder) for holder in good[:FETCH_SOURCES_MAX]))
+        if await self._context.offload.run(writer.missing):
+            raise error
 
     async def _fetch_run(self, holder: NodeKey, blob: BlobId, writer: ChunkWriter, first: int, count: int) -> None:
         session = await self._peers.session(holder)
         stream = await session.open_stream("blob.read", BlobRead(blob, first, count))
         try:
             stream.finish()
-            for _ in range(count):
+            for due in range(first, first + count):
                 async with asyncio.timeout(STALL_S):
                     index, size_bytes = CHUNK_HEAD.unpack(await read_exactly(stream, CHUNK_HEAD.size))
-                    if size_bytes > MIB or not first <= index < first + count:
+                    if size_bytes > MIB or index != due:
                         raise MalformedError("a chunk nobody asked for", reason=Reason.MALFORMED)
                     data = await read_exactly(stream, size_bytes)
                 await self._context.offload.run(writer.write_chunk, index, data)
@@ -264,48 +330,75 @@ class Storing:
         context = self._context
         if not 0 < request.count <= CHUNKS_PER_READ * 64 or request.first < 0:
             raise MalformedError("chunks that cannot be", reason=Reason.MALFORMED)
-        for index in range(request.first, request.first + request.count):
-            data = await context.offload.run(context.blobs.read_chunk, BlobId(request.blob), index)
-            async with asyncio.timeout(STALL_S):
-                await _write_chunk(stream, index, data)
+        try:
+            for index in range(request.first, request.first + request.count):
+                data = await context.offload.run(context.blobs.read_chunk, BlobId(request.blob), index)
+                async with asyncio.timeout(STALL_S):
+                    await _write_chunk(stream, index, data)
+        except TimeoutError as error:
+            raise UnreachableError(f"{short(session.peer)} does not read", reason=Reason.TIMEOUT) from error
 
     async def _on_write(self, session: Session, request: BlobWrite, stream: Stream) -> None:
         """Take a copy from a peer: refuse with a reason, or verify and store what is still missing."""
+        if self._writes[session.peer] >= WRITES_PER_PEER_MAX:
+            _refuse(stream, TryAgainError("too many blobs are being written", reason=Reason.BUSY))
+            return
+        self._writes[session.peer] += 1
+        try:
+            await self._take_copy(session, request, stream)
+        except TimeoutError as error:
+            raise UnreachableError(f"{short(session.peer)} stopped sending", reason=Reason.TIMEOUT) from error
+        finally:
+            self._writes[session.peer] -= 1
+            self._writes += Counter()
+
+    async def _take_copy(self, session: Session, request: BlobWrite, stream: Stream) -> None:
         context = self._context
+        run = context.offload.run
         blob = BlobId(request.blob)
-        encoded = await read_framed(stream, MIB + 4096)
-        expires_ms = min(request.expires_ms, context.wall_ms() + LEASE_MAX_MS)
+        async with asyncio.timeout(STALL_S):
+            encoded = await read_framed(stream, MIB + 4096)
+        now_ms = context.wall_ms()
+        expires_ms = min(request.expires_ms, now_ms + LEASE_MAX_MS)
         try:
             if "store" not in context.member.roles:
                 raise RefusedError("this node stores nothing for others", reason=Reason.NO_ROLE)
+            if expires_ms <= now_ms:
+                raise RefusedError("the blob's time is over", reason=Reason.EXPIRED)
             root = decode_root(encoded) if encoded else None
-            if await context.offload.run(context.blobs.has, blob):
-                await context.offload.run(context.blobs.lease, blob, session.peer, expires_ms)
+            check_root(root, blob, request.size_bytes)
+            if await run(context.blobs.has, blob):
+                await run(context.blobs.lease, blob, session.peer, expires_ms)
                 await self._held(stream, blob, chunk_count(request.size_bytes), request)
                 return
-            owner = session.peer
-            writer = await context.offload.run(context.blobs.writer, blob, request.size_bytes, root, owner=owner, expires_ms=expires_ms)
+            until_ms = min(expires_ms, now_ms + UNFINISHED_MS) if root is not None else expires_ms
+            writer = await self._writer(blob, request.size_bytes, root, session.peer, until_ms)
         except P2PGridError as error:
-            _write_framed(stream, encode(BlobWant(error.reason or Reason.MALFORMED, error.message, 0)))
+            _refuse(stream, error)
             return
         try:
-            missing = await context.offload.run(writer.missing)
-            first = missing[0] if missing else chunk_count(request.size_bytes)
-            _write_framed(stream, encode(BlobWant("", "", first)))
-            for _ in range(first, chunk_count(request.size_bytes)):
-                async with asyncio.timeout(STALL_S):
-                    index, size_bytes = CHUNK_HEAD.unpack(await read_exactly(stream, CHUNK_HEAD.size))
-                    if size_bytes > MIB:
-                        raise MalformedError("a chunk over its limit", reason=Reason.MALFORMED)
-                    data = await read_exactly(stream, size_bytes)
-                await context.offload.run(writer.write_chunk, index, data)
-            await context.offload.run(writer.commit)
+            await self._take_chunks(writer, chunk_count(request.size_bytes), stream)
+            await run(context.blobs.lease, blob, session.peer, expires_ms)
         except (IntegrityError, TimeoutError) as error:
             _write_framed(stream, encode(BlobHeld(False, str(error)[:200])))
             return
         finally:
-            await context.offload.run(writer.close)
+            self._leave(writer)
         await self._held(stream, blob, None, request)
+
+    async def _take_chunks(self, writer: ChunkWriter, count: int, stream: Stream) -> None:
+        run = self._context.offload.run
+        missing = await run(writer.missing)
+        first = missing[0] if missing else count
+        _write_framed(stream, encode(BlobWant("", "", first)))
+        for due in range(first, count):
+            async with asyncio.timeout(STALL_S):
+                index, size_bytes = CHUNK_HEAD.unpack(await read_exactly(stream, CHUNK_HEAD.size))
+                if size_bytes > MIB or index != due:
+                    raise MalformedError("a chunk nobody asked for", reason=Reason.MALFORMED)
+                data = await read_exactly(stream, size_bytes)
+            await run(writer.write_chunk, index, data)
+        await run(writer.commit)
 
     async def _held(self, stream: Stream, blob: BlobId, first: int | None, request: BlobWrite) -> None:
         if first is not None:
@@ -313,6 +406,19 @@ class Storing:
         _write_framed(stream, encode(BlobHeld(True)))
         if request.announce:
             self._tasks.spawn(self.announce(blob), "announce")
+
+
+def _fits(info: BlobInfo, blob: BlobId) -> bool:
+    """Whether what a holder says of a blob can be true."""
+    try:
+        check_root(decode_root(info.root) if info.root else None, blob, info.size_bytes)
+    except RemoteError:
+        return False
+    return True
+
+
+def _refuse(stream: Stream, error: P2PGridError) -> None:
+    _write_framed(stream, encode(BlobWant(error.reason or Reason.MALFORMED, error.message, 0)))
 
 
 def _write_framed(stream: Stream, payload: bytes) -> None:

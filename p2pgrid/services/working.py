@@ -1,8 +1,13 @@
-"""Working for leads: the core's Worker joined to sessions and to the pool of worker processes (docs/spec/worker.md)."""
+"""Working for leads: the core's Worker joined to sessions and to the pool of worker processes (docs/spec/worker.md).
+
+1. What a lead hands out is checked whole before a unit of it starts: job, keepers, lease, batches, ranges.
+2. What a job keeps in memory here is bounded: batches that nobody needs go first, then jobs that nobody works on.
+3. A unit that cannot be run is answered with the reason; a lease is not left to run into its deadline.
+4. No peer has more than a share of the places for leads, so that nobody crowds the others out.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +15,13 @@ from pathlib import Path
 import msgspec
 
 from p2pgrid.core import worker as core
-from p2pgrid.core.admission import refuse_work
+from p2pgrid.core.admission import check_job, refuse_work
+from p2pgrid.core.checks import check_range
+from p2pgrid.core.columns import check_apart
 from p2pgrid.core.layout import FINISH, MAP, REDUCE, Layout
-from p2pgrid.errors import IntegrityError, P2PGridError, RefusedError
+from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError, TryAgainError
 from p2pgrid.model.blob import blob_id_of
-from p2pgrid.model.ids import BlobId, NodeKey, short
+from p2pgrid.model.ids import DIGEST_BYTES, BlobId, NodeKey, short
 from p2pgrid.model.job import Batch, Cancel, Job, KeeperSet
 from p2pgrid.model.membership import Member
 from p2pgrid.model.reasons import Reason
@@ -24,15 +31,22 @@ from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind
 from p2pgrid.services.context import Context
 from p2pgrid.services.delivering import Delivering, Source
+from p2pgrid.services.inputfiles import InputFiles
 from p2pgrid.services.inputs import FILE, VALUE, decode_batch, fill_in
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
-from p2pgrid.wire.envelope import Signed, open_envelope
+from p2pgrid.wire.codec import decode
+from p2pgrid.wire.envelope import Signed, open_envelope, peek
 from p2pgrid.wire.messages import CancelRequest, JobInvite, PullReply, PullRequest
 
 JOBS_MAX = 256
+JOBS_PER_LEAD_MAX = 32
 LEASES_MAX = 4096
+BATCH_CACHE_BYTES = 64 << 20
+"""Batches kept for the next lease; those of running leases are on top of it."""
+VALUES_BYTES_MAX = 1 << 30
+"""Inputs out of blobs that one task may have in memory, unless the owner lends less memory."""
 KINDS = {MAP: Kind.MAP, REDUCE: Kind.REDUCE}
 PULL_S = 15.0
 
@@ -46,8 +60,26 @@ class _Known:
     layout: Layout
     source: str = ""
     batches: dict[int, Batch] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
-    """Leases that still need a batch."""
+    """Units leased of each batch that have not ended."""
+    pulls: int = 0
+    """Pulls under way: what the lead was told to be here must stay."""
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.users or self.pulls)
+
+    def put(self, number: int, content: bytes, units: int) -> None:
+        """Keep a batch. Raises MalformedError."""
+        self.batches[number] = decode_batch(content, units)
+        self.sizes[number] = len(content)
+
+    def release(self, number: int, units: int) -> None:
+        """Units of a batch have ended, or will not be run."""
+        left = self.users.pop(number, 0) - units
+        if left > 0:
+            self.users[number] = left
 
 
 class Working:
@@ -59,7 +91,7 @@ class Working:
         self._peers = peers
         self._storing = storing
         self._pool = pool
-        self._inputs = inputs
+        self._inputs = InputFiles(inputs, context.offload)
         self._tasks = Tasks("working")
         self._delivering = Delivering(context, peers, storing)
         self._known: dict[bytes, _Known] = {}
@@ -84,7 +116,10 @@ class Working:
         policy = self._context.policy
         if policy.cores < 1 or invite.runtime not in policy.runtimes or invite.job in self._refused:
             return
-        if invite.expires_ms < self._context.wall_ms() or self._delivering.congested or len(self.worker.sources) >= JOBS_MAX:
+        if invite.expires_ms < self._context.wall_ms() or self._delivering.congested or len(invite.job) != DIGEST_BYTES:
+            return
+        key = (invite.job, session.peer)
+        if key not in self.worker.sources and sum(lead == session.peer for _, lead in self.worker.sources) >= JOBS_PER_LEAD_MAX:
             return
         self._handle(core.Invited((invite.job, session.peer), session.peer))
 
@@ -99,8 +134,13 @@ class Working:
     async def _pull(self, pull: core.Pull) -> None:
         job, lead = pull.source
         known = self._known.get(job)
+        if self._delivering.congested:
+            self._handle(core.Dry(pull.source))
+            return
         have = tuple(known.batches) if known else ()
         request = PullRequest(job, pull.slots, pull.want, known is None, have)
+        if known is not None:
+            known.pulls += 1
         try:
             reply = await self._peers.call(NodeKey(lead), "job.pull", request, PullReply, timeout_s=PULL_S)
             leased = await self._take_lease(pull, reply)
@@ -109,6 +149,9 @@ class Working:
                 self._context.tell(error.reason, f"job {short(job)}: {error}")
             self._handle(core.Dry(pull.source, over=not error.retryable))
             return
+        finally:
+            if known is not None:
+                known.pulls -= 1
         self._handle(leased or core.Dry(pull.source, over=reply.over))
 
     async def _take_lease(self, pull: core.Pull, reply: PullReply) -> core.Leased | None:
@@ -125,28 +168,54 @@ class Working:
         keepers = known.keepers.body
         if grant.body.job != job or grant.body.worker != self._context.me or grant.author not in (keepers.lead, *keepers.keepers):
             raise RefusedError("a lease that is not for this node", reason=Reason.BAD_GRANT)
-        self._take_batches(known, reply)
-        for number, blob in grant.body.derived:
-            if number not in known.batches:
-                content = await self._storing.read(BlobId(blob), (lead, *keepers.keepers), self._context.limits.batch_bytes)
-                known.batches[number] = decode_batch(content, 1)
         for unit_range in grant.body.ranges:
-            batch = known.batches.get(unit_range.batch)
-            if batch is None or unit_range.start < 0 or unit_range.start + unit_range.units > len(batch.units) or unit_range.units < 1:
-                raise RefusedError("a lease of units that are not there", reason=Reason.BAD_GRANT)
+            check_range(unit_range, known.layout.batch_units)
+        check_apart(grant.body.ranges)
+        self._take_batches(known, reply)
+        known.pulls += 1
+        try:
+            await self._take_derived(known, NodeKey(lead), grant.body)
+        except P2PGridError as error:
+            source = self._source_of(known, NodeKey(lead), grant.id)
+            for unit_range in grant.body.ranges:
+                self._delivering.add_missed(source, unit_range, NO_INPUT, error)
+            raise TryAgainError("a derived batch could not be fetched", reason=Reason.NO_INPUT) from error
+        finally:
+            known.pulls -= 1
+        if any(unit_range.batch not in known.batches for unit_range in grant.body.ranges):
+            raise RefusedError("a lease of units that are not there", reason=Reason.BAD_GRANT)
+        if pull.source not in self.worker.sources:
+            return None
         self._reserve(known, grant)
         return core.Leased(pull.source, grant.id, grant.body.ranges)
+
+    async def _take_derived(self, known: _Known, lead: NodeKey, grant: Grant) -> None:
+        """Fetch the batches that the signed job does not name; nothing else may come in this way."""
+        sources = (lead, *known.keepers.body.keepers)
+        wanted = {unit_range.batch for unit_range in grant.ranges} - known.batches.keys()
+        for number, blob in grant.derived:
+            if not len(known.job.body.manifest) <= number < known.layout.batches:
+                raise IntegrityError("a lease brings another content for a batch of the manifest", reason=Reason.BAD_GRANT)
+            if number in wanted:
+                known.put(number, await self._storing.read(BlobId(blob), sources, self._context.limits.batch_bytes), 1)
 
     def _meet(self, job: bytes, lead: NodeKey, reply: PullReply) -> None:
         """Look at a job for the first time: is it what it says, and may it run here?"""
         context = self._context
         signed = open_envelope(reply.job, Job, context.grid.id, context.wall_ms())
         keepers = open_envelope(reply.keepers, KeeperSet, context.grid.id, context.wall_ms())
-        if signed.id != job or keepers.body.job != job or keepers.author != signed.author or lead not in (
-            keepers.body.lead,
-            *keepers.body.keepers,
+        if (
+            signed.id != job
+            or keepers.body.job != job
+            or keepers.author != signed.author
+            or lead
+            not in (
+                keepers.body.lead,
+                *keepers.body.keepers,
+            )
         ):
             raise RefusedError("the peer does not lead this job", reason=Reason.BAD_GRANT)
+        check_job(signed.body, context.limits)
         member = self._peers.member(lead)
         submitter = Member(lead, member.roles, member.lineage, 0) if member else None
         reason = refuse_work(signed.body, submitter, context.me, lead, context.policy, context.wall_ms())
@@ -156,7 +225,7 @@ class Working:
                 self._refused.pop(next(iter(self._refused)))
             raise RefusedError(f"not run here: {reason.sentence}", reason=reason)
         while len(self._known) >= JOBS_MAX:
-            idle = next((key for key, known in self._known.items() if not any(known.users.values())), None)
+            idle = next((key for key, known in self._known.items() if not known.busy), None)
             if idle is None:
                 raise RefusedError("too many jobs at once", reason=Reason.BUSY)
             del self._known[idle]
@@ -167,41 +236,59 @@ class Working:
         for number, content in reply.batches:
             if not 0 <= number < len(manifest) or blob_id_of(content) != manifest[number].blob:
                 raise IntegrityError("a batch is not the one in the manifest", reason=Reason.CORRUPT)
-            known.batches[number] = decode_batch(content, manifest[number].units)
+            known.put(number, content, manifest[number].units)
 
     def _reserve(self, known: _Known, grant: Signed[Grant]) -> None:
         """Keep the batches of a lease until its last unit has ended; drop those that nobody needs."""
         self._owed[grant.id] = sum(unit_range.units for unit_range in grant.body.ranges)
         while len(self._owed) > LEASES_MAX:
             self._owed.pop(next(iter(self._owed)))
-        for number in {unit_range.batch for unit_range in grant.body.ranges}:
-            known.users[number] = known.users.get(number, 0)
         for unit_range in grant.body.ranges:
-            known.users[unit_range.batch] += unit_range.units
-        idle = [number for number in known.batches if not known.users.get(number)]
-        for number in idle[:-4]:
-            known.batches.pop(number, None)
-            known.users.pop(number, None)
+            known.users[unit_range.batch] = known.users.get(unit_range.batch, 0) + unit_range.units
+        self._trim(known, kept=4)
+        over = sum(sum(other.sizes.values()) for other in self._known.values()) > BATCH_CACHE_BYTES
+        for other in self._known.values() if over else ():
+            if not other.pulls:
+                self._trim(other, kept=0)
+
+    @staticmethod
+    def _trim(known: _Known, kept: int) -> None:
+        idle = [number for number in known.batches if number not in known.users]
+        for number in idle[: max(0, len(idle) - kept)]:
+            del known.batches[number], known.sizes[number]
 
     # -- running -------------------------------------------------------------------
 
     async def _run(self, run: core.Run) -> None:
         job, lead = run.source
         known = self._known[job]
-        source = Source(job, NodeKey(lead), run.grant, known.keepers.body.keepers, known.job.body)
+        source = self._source_of(known, NodeKey(lead), run.grant)
+        files: list[Path] = []
+        done = 0
+
+        def on_chunk(chunk: BatchChunk) -> None:
+            nonlocal done
+            done += len(chunk.outcomes)
+            self._on_chunk(known, source, run, chunk)
+
         try:
-            task = await self._task(known, run)
+            await self._delivering.room()
+            task = await self._task(known, run, files)
+            await self._pool.run(task, on_chunk)
         except P2PGridError as error:
-            self._delivering.add_missed(source, run.range, NO_INPUT, error)
-        else:
-            try:
-                await self._pool.run(task, lambda chunk: self._on_chunk(source, run, chunk))
-            except P2PGridError as error:
-                self._context.tell(error.reason, f"job {short(job)}: {error}")
+            self._context.tell(error.reason, f"job {short(job)}: {error}")
+            if error.reason not in (Reason.JOB_OVER, Reason.SHUTDOWN) and done < run.range.units:
+                left = run.range._replace(start=run.range.start + done, units=run.range.units - done)
+                self._delivering.add_missed(source, left, NO_INPUT, error)
         finally:
-            known.users[run.range.batch] = max(0, known.users.get(run.range.batch, 0) - run.range.units)
+            self._inputs.release(files)
+            known.release(run.range.batch, run.range.units)
             self._end_run(source, run)
             self._handle(core.TaskEnded(run.source))
+
+    @staticmethod
+    def _source_of(known: _Known, lead: NodeKey, grant: bytes) -> Source:
+        return Source(known.job.id, lead, grant, known.keepers.body.keepers, known.job.body)
 
     def _end_run(self, source: Source, run: core.Run) -> None:
         """One signature for a lease where its tasks are short: only the last of them sends at once what was gathered."""
@@ -211,30 +298,33 @@ class Working:
         else:
             self._delivering.flush(source)
 
-    def _on_chunk(self, source: Source, run: core.Run, chunk: BatchChunk) -> None:
+    def _on_chunk(self, known: _Known, source: Source, run: core.Run, chunk: BatchChunk) -> None:
         units = len(chunk.outcomes)
         self.done += units
-        first = self._known[run.source[0]].layout.number(run.range.batch, run.range.start)
+        first = known.layout.number(run.range.batch, run.range.start)
         unit_range = run.range._replace(start=run.range.start + chunk.first - first, units=units)
         self._delivering.add(source, unit_range, chunk)
         self._handle(core.UnitsDone(run.source, units, chunk.run_us / 1e6))
 
-    async def _task(self, known: _Known, run: core.Run) -> BatchTask:
-        """Everything the pool needs for one range of units: code, inputs and files, all of it on this disk."""
+    async def _task(self, known: _Known, run: core.Run, held: list[Path]) -> BatchTask:
+        """Everything the pool needs for one range of units: code, inputs and files, all of it on this disk.
+
+        ``held`` takes the small input files that were written for it, to be released at its end.
+        """
         job = known.job.body
         batch, start, units, _ = run.range
         content = known.batches[batch]
         stop = start + units
         sources = (run.source[1], *known.keepers.body.keepers)
         uses = [use for use in content.blobs if start <= use.unit < stop]
-        values = {use.blob: await self._storing.read(BlobId(use.blob), sources, 0) for use in uses if use.kind == VALUE}
-        files = await self._files(content, [use.blob for use in uses if use.kind == FILE], sources)
+        values = await self._values([use.blob for use in uses if use.kind == VALUE], sources)
+        files = await self._files(content, [use.blob for use in uses if use.kind == FILE], sources, held)
         inputs: Sequence[msgspec.Raw] = content.units[start:stop]
         if values:
             kind = known.layout.kind_of(batch)
             derived = kind == REDUCE or (kind == FINISH and not job.derive.reduce)
             inputs = [msgspec.Raw(fill_in(bytes(raw), values, derived=derived)) for raw in inputs]
-        source = job.code.decode() if job.code else await self._source(known, sources)
+        source = await self._source(known, sources)
         what = Kind.COMMAND if job.runtime == "command" else KINDS.get(known.layout.kind_of(batch), Kind.FINISH)
         return BatchTask(
             job=JobKey(known.job.author, known.job.id),
@@ -249,7 +339,16 @@ class Working:
             memory_bytes=job.limits.memory_bytes,
         )
 
-    async def _files(self, batch: Batch, blobs: Sequence[bytes], sources: Sequence[bytes]) -> dict[BlobId, Path]:
+    async def _values(self, blobs: Sequence[bytes], sources: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Values that lie in blobs. A job may not fill the memory with them."""
+        left_bytes = min(self._context.policy.memory_bytes or VALUES_BYTES_MAX, VALUES_BYTES_MAX)
+        values: dict[bytes, bytes] = {}
+        for blob in dict.fromkeys(blobs):
+            values[blob] = await self._storing.read(BlobId(blob), sources, max(1, left_bytes))
+            left_bytes -= len(values[blob])
+        return values
+
+    async def _files(self, batch: Batch, blobs: Sequence[bytes], sources: Sequence[bytes], held: list[Path]) -> dict[BlobId, Path]:
         """Where the input files of some units lie: small ones are written from the batch, large ones are blobs."""
         inside = dict(batch.files)
         found: dict[BlobId, Path] = {}
@@ -258,43 +357,48 @@ class Working:
             if content is None:
                 found[BlobId(blob)] = await self._storing.path(BlobId(blob), sources)
             elif blob_id_of(content) == blob:
-                found[BlobId(blob)] = await self._context.offload.run(_write_input, self._inputs / blob.hex(), content)
+                found[BlobId(blob)] = await self._inputs.write(BlobId(blob), content, held)
             else:
                 raise IntegrityError("an input file does not match its address", reason=Reason.CORRUPT)
         return found
 
     async def _source(self, known: _Known, sources: Sequence[bytes]) -> str:
-        if not known.source and known.job.body.code_blob:
-            content = await self._storing.read(BlobId(known.job.body.code_blob), sources, self._context.limits.bulk_message_bytes)
-            known.source = content.decode()
+        job = known.job.body
+        if not known.source and (job.code or job.code_blob):
+            limit = self._context.limits.bulk_message_bytes
+            content = job.code or await self._storing.read(BlobId(job.code_blob), sources, limit)
+            try:
+                known.source = content.decode()
+            except UnicodeDecodeError as error:
+                raise MalformedError("the job's code is no text", reason=Reason.MALFORMED) from error
         return known.source
 
     # -- ends -----------------------------------------------------------------------
 
     def _on_cancelled(self, session: Session, request: CancelRequest) -> None:
-        cancel = open_envelope(request.cancel, Cancel, self._context.grid.id, self._context.wall_ms())
-        known = self._known.get(cancel.body.job)
-        if known is None or cancel.author != known.job.author:
+        # Looked at before it is verified, and verified before it is believed: a signature costs more than a message.
+        known = self._known.get(decode(peek(request.cancel).body, Cancel).job)
+        if known is None:
             return
-        self._tasks.spawn(self._stop(cancel.body.job, known), "cancel")
+        cancel = open_envelope(request.cancel, Cancel, self._context.grid.id, self._context.wall_ms())
+        if cancel.author == known.job.author:
+            self._tasks.spawn(self._stop(cancel.body.job), "cancel")
 
-    async def _stop(self, job: bytes, known: _Known) -> None:
+    async def _stop(self, job: bytes) -> None:
         for source in [source for source in self.worker.sources if source[0] == job]:
-            self._handle(core.SourceGone(source))
+            self._end_source(source)
         self._delivering.drop(job)
         await self._pool.cancel(job)
 
     def _on_gone(self, peer: NodeKey) -> None:
         for source in [source for source in self.worker.sources if source[1] == peer]:
-            self._handle(core.SourceGone(source))
+            self._end_source(source)
 
-
-
-
-def _write_input(path: Path, content: bytes) -> Path:
-    """Blocking: write a small input file unless it is there. Renamed into place, as two batches may need it at once."""
-    if not path.exists():
-        temporary = path.with_suffix(f".{threading.get_ident()}")
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    return path
+    def _end_source(self, key: core.SourceKey) -> None:
+        """What of its leases has not started will not: nothing is kept for it."""
+        known, source = self._known.get(key[0]), self.worker.sources.get(key)
+        if known is not None and source is not None:
+            for grant, unit_range in source.queue:
+                known.release(unit_range.batch, unit_range.units)
+                self._owed.pop(grant, None)
+        self._handle(core.SourceGone(key))

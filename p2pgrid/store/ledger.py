@@ -166,6 +166,7 @@ class JobLog:
         self._path, self._marks, self._end, self._disk, self._limits = path, marks, end, disk, limits
         self._lock = threading.Lock()
         self._failed = False
+        self._new = False
 
     @classmethod
     def open(
@@ -201,8 +202,16 @@ class JobLog:
             disk.rename(path, aside)
             report = ReplayReport(set_aside=aside.name)
         salt = random_bytes(SALT_BYTES)
-        disk.replace_file(path, _header(salt, job))
-        return cls(path, _Marks(salt, job), HEADER_BYTES, disk, limits), report
+        descriptor = disk.create(path)
+        try:
+            disk.truncate(descriptor, 0)
+            disk.write_at(descriptor, _header(salt, job), 0)
+        finally:
+            os.close(descriptor)
+        log = cls(path, _Marks(salt, job), HEADER_BYTES, disk, limits)
+        # The header and the name of the file become durable with the first batch: before it nothing was acknowledged.
+        log._new = True
+        return log, report
 
     @classmethod
     def _replay(
@@ -278,6 +287,9 @@ class JobLog:
                 raise
             self._failed = True
             self._disk.sync_data(descriptor)
+            if self._new:
+                self._disk.sync_folder(self._path.parent)
+                self._new = False
             self._failed = False
         finally:
             os.close(descriptor)

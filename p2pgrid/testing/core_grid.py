@@ -341,8 +341,8 @@ class CoreGrid:
         receipt = rng.choice(ledger.receipt_list)
         entry = DecisionEntry(*receipt.body.ranges[0][:3], OK, b"r" * 32, (0,))
         keeper = rng.choice(list(self.keepers))
-        for author in (keeper, bytes(thief)):
-            decision = Decision(EXPIRES_MS, self.job.id, 0, (receipt.id,), (entry,))
+        for author, epoch in ((keeper, 0), (keeper, 1), (bytes(thief), 1)):
+            decision = Decision(EXPIRES_MS, self.job.id, epoch, (receipt.id,), (entry,))
             self._try(lambda signer=author, body=decision: self.keepers[keeper].add(oracle(body, signer)))  # type: ignore[misc]
 
     def _try(self, call: Callable[[], object]) -> None:

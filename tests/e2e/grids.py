@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import p2pgrid
 import p2pgrid_cli
+from p2pgrid.store.home import Home
 
 T = TypeVar("T")
 Done = subprocess.CompletedProcess[str]
 
-PROGRAM = (sys.executable, "-m", "p2pgrid_cli")
+PROGRAM = (sys.executable, "-P", "-m", "p2pgrid_cli")
 COMMAND_S = 40.0
 START_S = 20.0
 LOOK_S = 0.03
@@ -125,6 +126,13 @@ def start_node(home: Path, *words: str | Path) -> Member:
             [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
         )
     return Member(home, process)
+
+
+def end_detached(home: Path) -> None:
+    """End a node that ``join --detach`` left running in this home: politely, else by the process id it wrote there."""
+    running = Home(home, os.urandom).running()
+    if running is not None and cli(home, "leave").returncode:
+        os.kill(running.pid, signal.SIGKILL)
 
 
 @dataclass

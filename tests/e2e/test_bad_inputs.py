@@ -104,6 +104,7 @@ JOINS = [
     Bad("peers", 69, "no node runs in "),
     Bad("leave", 69, "no node runs in "),
     Bad("run --detach fine.py --over 1", 69, "--detach needs a running node in this home"),
+    Bad("run --detach raising.py", 69, "--detach needs a running node in this home"),
     Bad("run --quorum 2 fine.py --over 1", 2, "a quorum of 2 needs as many nodes, and there is one"),
 ]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.grids import PROGRAM, SLEEPERS, Grid, environment, live_peers, until
+from tests.e2e.grids import PROGRAM, SLEEPERS, Grid, environment, until
 
 JOBS = Path(__file__).parents[2] / "scenarios" / "jobs"
 
@@ -25,21 +25,23 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
         grid.close()
 
 
+def looks_of_all(grid: Grid) -> list[dict[str, Any]]:
+    """What ``peers --json`` says at each node, asked of all at once."""
+    words = [*PROGRAM, "peers", "--json", "--home"]
+    looks = [subprocess.Popen([*words, member.home], stdout=subprocess.PIPE, env=environment()) for member in grid.members]
+    return [json.loads(look.communicate(timeout=30)[0]) for look in looks]
+
+
 def test_each_of_five_nodes_sees_all_five_within_three_seconds(founded: Grid) -> None:
     founded.grow(5, ("--storage", "200M"))
-    joined_s = time.monotonic()
-    looks = [
-        subprocess.Popen([*PROGRAM, "peers", "--json", "--home", str(member.home)], stdout=subprocess.PIPE, env=environment())
-        for member in founded.members
-    ]
-    documents = [json.loads(look.communicate(timeout=30)[0]) for look in looks]
-    seen = [sum(peer["live"] for peer in document["peers"]) for document in documents]
-    if seen != [5] * 5:
-        for member in founded.members:
-            until(lambda: live_peers(member) == 5, "all five are seen", 3.0)  # noqa: B023 - it is called at once
-    assert time.monotonic() - joined_s < 3.0 or seen == [5] * 5
-    names = {peer["node"] for document in documents for peer in document["peers"]}
-    assert len(names) == 5
+    seen: list[list[str]] = []
+
+    def all_see_all() -> bool:
+        seen[:] = [[peer["node"] for peer in document["peers"] if peer["live"]] for document in looks_of_all(founded)]
+        return [len(nodes) for nodes in seen] == [5] * 5
+
+    until(all_see_all, "each of five nodes sees five", 3.0)
+    assert len({node for nodes in seen for node in nodes}) == 5
 
 
 def test_a_job_of_one_node_uses_all_five(founded: Grid) -> None:

@@ -88,6 +88,13 @@ def test_items_may_be_longer_than_names_of_files(home: Path, tmp_path: Path) -> 
     assert (done.returncode, done.stdout) == (0, "x" * 1000 + "\na\tb\n"), done.stderr
 
 
+def test_items_may_be_the_lines_of_stdin(single: Grid, tmp_path: Path) -> None:
+    script = tmp_path / "echo.py"
+    script.write_text("def work(item):\n    return item\n")
+    done = single[0].run("run", script, "--over", "-", stdin="one\ntwo words\n")
+    assert (done.returncode, done.stdout) == (0, "one\ntwo words\n"), done.stderr
+
+
 def test_a_local_finish_runs_here(home: Path, tmp_path: Path) -> None:
     script = tmp_path / "local.py"
     header = '# /// script\n# [tool.p2pgrid]\n# finish = "local"\n# ///\n'

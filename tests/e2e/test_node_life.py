@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.e2e.grids import SLEEPERS, Grid, Member, cli, grid_of, live_peers, start_cli, start_node, until
+from tests.e2e.grids import SLEEPERS, Grid, Member, cli, end_detached, grid_of, live_peers, start_cli, start_node, until
 
 
 def newer(member: Member, known: set[str]) -> str:
@@ -25,10 +25,10 @@ def test_a_detached_node_comes_back_to_its_grid_with_its_jobs(tmp_path: Path) ->
         home = tmp_path / "third"
         invite = grid[0].run("invite")
         assert (invite.returncode, invite.stdout.count("\n"), invite.stderr) == (0, 1, "")
-        first = cli(home, "join", "--detach", invite.stdout.strip(), "--listen", "127.0.0.1:0", "--cpus", "1", "--name", "third")
-        assert (first.returncode, first.stdout) == (0, ""), first.stderr
-        assert first.stderr.startswith("ready: node ")
         try:
+            first = cli(home, "join", "--detach", invite.stdout.strip(), "--listen", "127.0.0.1:0", "--cpus", "1", "--name", "third")
+            assert (first.returncode, first.stdout) == (0, ""), first.stderr
+            assert first.stderr.startswith("ready: node ")
             ran = cli(home, "run", SLEEPERS, "20", "0.01")
             assert (ran.returncode, ran.stdout) == (0, "20 answers in order\n"), ran.stderr
             job = json.loads(cli(home, "jobs", "--json").stdout)["jobs"][0]["job"]
@@ -39,14 +39,15 @@ def test_a_detached_node_comes_back_to_its_grid_with_its_jobs(tmp_path: Path) ->
             assert (stopped.returncode, stopped.stdout) == (0, "5 answers in order\n"), stopped.stderr
             assert "the node of this home is not running: it is started for this command" in stopped.stderr
             again = cli(home, "join", "--detach")
-            assert again.returncode == 0, again.stderr
+            assert again.returncode == 0
+            assert again.stderr.startswith("ready: node ")
             peers = json.loads(cli(home, "peers", "--json").stdout)["peers"]
             assert sorted(peer["live"] for peer in peers) == [True, True, True]
             assert [peer["name"] for peer in peers if peer["self"]] == ["third"]
             old = cli(home, "results", job[:12])
             assert (old.returncode, old.stdout) == (0, "20 answers in order\n"), old.stderr
         finally:
-            cli(home, "leave")
+            end_detached(home)
 
 
 def test_a_detached_job_is_looked_at_and_waited_for(single: Grid) -> None:
@@ -95,6 +96,25 @@ def test_ctrl_c_cancels_the_job(single: Grid) -> None:
     assert member.job(job)["state"] == "cancelled"
 
 
+def test_ctrl_c_does_not_wait_for_inputs(single: Grid, tmp_path: Path) -> None:
+    script, mark = tmp_path / "slow.py", tmp_path / "mark"
+    lines = [
+        "import time",
+        "def inputs(mark):",
+        "    open(mark, 'w').close()",
+        "    time.sleep(100)",
+        "    yield 1",
+        "def work(item):",
+        "    return item",
+    ]
+    script.write_text("\n".join(lines))
+    process = start_cli(single[0].home, "run", script, mark)
+    until(mark.exists, "inputs() runs")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stdout, stderr) == (130, "", "")
+
+
 def test_ctrl_c_ends_a_local_grid(home: Path) -> None:
     process = start_cli(home, "run", "--local", "2", SLEEPERS, "1000", "0.5")
     assert process.stderr is not None
@@ -133,6 +153,21 @@ def test_a_node_killed_without_a_word_starts_again(home: Path) -> None:
         node = start_node(home)
         until(lambda: node.ready, "the node is ready again")
         assert live_peers(node) == 1
+    finally:
+        node.stop()
+
+
+def test_a_run_whose_own_node_dies_says_where_its_results_may_be(home: Path) -> None:
+    node = start_node(home)
+    try:
+        until(lambda: node.ready, "the node is ready")
+        process = start_cli(home, "run", SLEEPERS, "1000", "0.1")
+        job = until(lambda: newer(node, set()), "the job runs")
+        node.kill()
+        stdout, stderr = process.communicate(timeout=20)
+        assert (process.returncode, stdout) == (69, ""), stderr
+        assert f"p2pgrid results {job}" in stderr
+        assert "Traceback" not in stderr
     finally:
         node.stop()
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log
 from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.model.node import NodeInfo
+from p2pgrid.store.home import Home
 from p2pgrid.wire.owner import JobLine, PeerLine
 from p2pgrid_cli import exits
 from p2pgrid_cli.render import job_document, peer_document
@@ -175,6 +177,15 @@ def test_json_documents_have_the_keys_on_their_page() -> None:
     assert json_keys("`run --json`", "`results --json`") == list(document(JobId(StatementId(job.job)), Outcome(job), Shown(gather=True)))
 
 
+def test_the_architecture_page_names_every_module() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    inside = ("p2pgrid/runtimes/worker", "p2pgrid/runtimes/sandbox", "p2pgrid/testing")
+    modules = [path for folder in ("p2pgrid", "cli/p2pgrid_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
+    named = [path for path in modules if not path.name.startswith("__") and not path.relative_to(ROOT).as_posix().startswith(inside)]
+    assert len(named) > 80
+    assert [path.name for path in named if f"`{path.name}`" not in text and f"`p2pgrid/{path.name}`" not in text] == []
+
+
 # The guide
 
 
@@ -227,8 +238,10 @@ def test_the_first_steps_work_as_written(tmp_path: Path) -> None:
     try:
         done = subprocess.run([shell, "-c", commands], cwd=here, env=environment, capture_output=True, text=True, timeout=50, check=False)
     finally:
-        stop = "for home in first second; do p2pgrid leave --home ./$home; done"
-        subprocess.run([shell, "-c", stop], cwd=here, env=environment, capture_output=True, timeout=20, check=False)
+        for name in ("first", "second"):
+            node = Home(here / name, os.urandom).running()
+            if node is not None:
+                os.kill(node.pid, signal.SIGTERM)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     missing = [line for line in expected_output(text) if line not in done.stdout]
     assert not missing, f"{missing} not in\n{done.stdout}\n{done.stderr}"

@@ -47,7 +47,6 @@ class Load(msgspec.Struct, array_like=True, tag=1, frozen=True):
     open_files_max: int
     memory_bytes: int
     nice: int
-    seed: bytes
     runtime: str
     source: str
     file_name: str
@@ -65,6 +64,8 @@ class Run(msgspec.Struct, array_like=True, tag=2, frozen=True):
     result_bytes_max: int
     timeout_s: float
     """Wall seconds for each unit, 0 for none. Only the command runner ends units itself; else the node watches."""
+    seed: bytes
+    """Of the job: makes chance repeatable."""
     files: dict[bytes, str]
     """Where the files that inputs refer to lie."""
     inputs: msgspec.Raw

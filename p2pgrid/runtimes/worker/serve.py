@@ -56,7 +56,7 @@ def serve(channel_number: int, progress_number: int, parent_id: int, library: in
     channel = Channel(channel_number)
     progress = mmap.mmap(progress_number, frames.PROGRESS.size)
     os.close(progress_number)
-    # All that is slow comes before the job does: a process that was started ahead has time for it.
+    # All that is slow comes before the process is confined and before the code of the job is there.
     import ctypes  # noqa: F401 - confining needs it
 
     from .units import UnitRunner

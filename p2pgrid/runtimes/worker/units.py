@@ -40,7 +40,7 @@ class UnitRunner:
         self._folders = folders
         self._progress = progress
         self._channel = channel
-        self._seed = int.from_bytes(load.seed[:8], "big")
+        self._seed = 0
         self._files: dict[bytes, str] = {}
         self._inputs_by_path: dict[str, FileRef] = {}
         self._encoder = ValueEncoder(lambda path: folders.take(path, self._inputs_by_path))
@@ -50,6 +50,7 @@ class UnitRunner:
     def run(self, run: frames.Run) -> None:
         """Run the units of one frame and send what they return."""
         self._files = run.files
+        self._seed = int.from_bytes(run.seed[:8], "big")
         self._inputs_by_path.clear()
         self._folders.forget_inputs()
         outbound = _Outbound(run.sequence, run.first, self._channel)

@@ -39,7 +39,8 @@ def keepers(
 
 
 def grant(ledger: Ledger, worker: bytes, *ranges: UnitRange, author: bytes = LEAD, group: bytes = b"", nonce: int = 0) -> Signed[Grant]:
-    return oracle(Grant(EXPIRES_MS, ledger.job.id, 0, worker, group or worker, ranges, nonce=nonce), author)
+    epoch = 0 if author == LEAD else 1
+    return oracle(Grant(EXPIRES_MS, ledger.job.id, epoch, worker, group or worker, ranges, nonce=nonce), author)
 
 
 def digest(value: object) -> bytes:

@@ -79,6 +79,18 @@ def test_a_lead_named_before_still_counts_after_others_are_named() -> None:
     assert ledger.add(grant(ledger, A, ALL, author=C))
 
 
+def test_a_keeper_says_nothing_in_the_epoch_of_the_submitters_node() -> None:
+    ledger = ledger_of(4)
+    lease = grant(ledger, A, ALL)
+    ledger.add(lease)
+    answer = receipt(lease)
+    ledger.add(answer)
+    for epoch, error in ((0, RefusedError), (-1, MalformedError)):
+        with pytest.raises(error):
+            ledger.add(decision(ledger, [answer], entry(0, 0, 4, (0,)), author=KEEPER, epoch=epoch))
+    assert ledger.done == 0
+
+
 def test_of_two_keeper_records_the_higher_epoch_stands_in_any_order() -> None:
     one, two = ledger_of(4), ledger_of(4)
     early, late = keepers(one, epoch=1, lead=C), keepers(one, epoch=2, lead=D)

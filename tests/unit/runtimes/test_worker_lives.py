@@ -230,7 +230,8 @@ async def test_idle_processes_are_bounded_and_the_oldest_goes_first(pool: Worker
 
     async def run(job: bytes) -> bytes:
         chunks: list[BatchChunk] = []
-        await pool.run(BatchTask(job=JobKey(b"s", job), code=Code(source=source), inputs=b"\x91\x00"), chunks.append)
+        code = Code(source=f"{source} # {job!r}")
+        await pool.run(BatchTask(job=JobKey(b"s", job), code=code, inputs=b"\x91\x00"), chunks.append)
         return bytes(chunks[0].payloads[0])
 
     for job in (b"1", b"2", b"3"):
@@ -239,6 +240,20 @@ async def test_idle_processes_are_bounded_and_the_oldest_goes_first(pool: Worker
     assert await run(b"3") == pids[b"3"]
     assert await run(b"2") == pids[b"2"]
     assert await run(b"1") != pids[b"1"]
+
+
+async def test_jobs_of_one_submitter_with_the_same_code_share_a_process_and_others_never_do(pool: WorkerPool) -> None:
+    source = "import os\ndef work(x): return os.getpid()"
+
+    async def run(submitter: bytes, job: bytes, seed: bytes) -> bytes:
+        chunks: list[BatchChunk] = []
+        task = BatchTask(job=JobKey(submitter, job), code=Code(source=source, seed=seed), inputs=b"\x91\x00")
+        await pool.run(task, chunks.append)
+        return bytes(chunks[0].payloads[0])
+
+    first = await run(b"s", b"1", b"a" * 8)
+    assert await run(b"s", b"2", b"b" * 8) == first
+    assert await run(b"t", b"3", b"a" * 8) != first
 
 
 async def test_an_idle_process_is_ended_after_a_while(tmp_path: Path) -> None:
@@ -255,7 +270,9 @@ async def test_an_idle_process_is_ended_after_a_while(tmp_path: Path) -> None:
 async def test_a_process_that_died_idle_costs_no_unit(run_units: Any) -> None:
     source = "import os, threading, time\ndef work(x):\n    if x: threading.Timer(0.1, os._exit, [1]).start()\n    return x\n"
     assert (await run_units(source, [1])).outcomes == [OK]
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(10):
+        while children():
+            await asyncio.sleep(0.01)
     assert (await run_units(source, [0])).outcomes == [OK]
 
 

@@ -1,0 +1,140 @@
+"""Merging records from others, or from this disk, into a job that is kept here.
+
+1. Nothing is believed: signatures, chains and digests are checked before anything changes.
+2. What is known already costs a hash, no signature.
+3. A payload is taken once its receipt is here, whether both come together or not; one that no receipt names is refused.
+4. What was merged before a record turned out bad is still to be written: the memory is never ahead of the log for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from blake3 import blake3
+
+from p2pgrid.core.ledger import Ledger
+from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError
+from p2pgrid.model import log as kinds
+from p2pgrid.model.blob import blob_id_of
+from p2pgrid.model.ids import GridId, JobId, StatementId
+from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.statement import Statement
+from p2pgrid.model.work import Decision, Grant, Receipt
+from p2pgrid.services.joblog import JobFile
+from p2pgrid.services.results import Payloads
+from p2pgrid.wire.envelope import Signed, open_envelope, peek, statement_id
+from p2pgrid.wire.messages import LogRecord
+
+STATEMENTS: dict[int, type[Statement]] = {
+    kinds.KEEPERS: KeeperSet,
+    kinds.GRANT: Grant,
+    kinds.RECEIPT: Receipt,
+    kinds.DECISION: Decision,
+    kinds.CANCEL: Cancel,
+    kinds.SETTLED: Settled,
+}
+KEEPER_SETS_MAX = 4096
+"""A submitter that names new keepers more often than this is no longer heard."""
+
+
+class KeptJob:
+    """A job this node keeps for its lead, or read from somebody who does."""
+
+    def __init__(self, job: Signed[Job], file: JobFile) -> None:
+        self.job = job
+        self.id = JobId(StatementId(job.id))
+        self.ledger = Ledger(job)
+        self.file = file
+        self.payload_at: dict[bytes, int] = {}
+        self.payloads_due: set[bytes] = set()
+        """Digests of payloads whose receipts are here."""
+        self.payloads = Payloads()
+        self.batches: set[bytes] = set()
+        self.keeper_sets: set[bytes] = set()
+        self.manifest = {reference.blob for reference in job.body.manifest}
+        self.lock = asyncio.Lock()
+        self.role = "kept"
+        self.sender = b""
+        """Who brought it, as far as that is known since the start."""
+        self.used_s = 0.0
+
+    @property
+    def state(self) -> str:
+        ledger = self.ledger
+        if ledger.cancelled:
+            return "cancelled"
+        if ledger.settled:
+            return "failed" if ledger.settled.body.failed else "done"
+        return "running"
+
+    def note(self, records: Sequence[LogRecord], cursors: Sequence[int]) -> None:
+        """Remember where each payload lies in the log."""
+        for record, cursor in zip(records, cursors, strict=True):
+            if record.kind == kinds.PAYLOAD:
+                self.payload_at[blake3(record.data).digest()] = cursor
+
+
+def absorb(kept: KeptJob, records: Sequence[LogRecord], grid: GridId, now_ms: int | None) -> tuple[list[LogRecord], P2PGridError | None]:
+    """Merge records in order, up to the first that is bad. Returns those that are new, and what was wrong.
+
+    ``now_ms``: Unix milliseconds; None for what is read back from this node's own disk.
+    """
+    fresh: list[LogRecord] = []
+    for record in records:
+        try:
+            if merge(kept, record, grid, now_ms):
+                fresh.append(record)
+        except P2PGridError as error:
+            return fresh, error
+    return fresh, None
+
+
+def merge(kept: KeptJob, record: LogRecord, grid: GridId, now_ms: int | None) -> bool:
+    """Merge one record; whether it was new. Raises MalformedError, IntegrityError or RefusedError and changes nothing."""
+    if record.kind == kinds.JOB:
+        return False
+    if record.kind == kinds.BATCH:
+        return _merge_batch(kept, record.data)
+    if record.kind == kinds.PAYLOAD:
+        return _merge_payload(kept, record.data)
+    kind = STATEMENTS.get(record.kind)
+    if kind is None:
+        raise MalformedError("a record of unknown kind", reason=Reason.MALFORMED)
+    envelope = peek(record.data)
+    if _known(kept, statement_id(envelope.author, envelope.body)):
+        return False
+    statement = open_envelope(record.data, kind, grid, now_ms)
+    body = statement.body
+    if isinstance(body, KeeperSet) and len(kept.keeper_sets) >= KEEPER_SETS_MAX:
+        raise RefusedError("the keepers of the job were named too often", reason=Reason.BUSY)
+    new = kept.ledger.add(statement)
+    if isinstance(body, KeeperSet):
+        kept.keeper_sets.add(statement.id)
+    if new and isinstance(body, Receipt) and body.payload not in kept.payload_at:
+        kept.payloads_due.add(body.payload)
+    return new
+
+
+def _known(kept: KeptJob, statement: bytes) -> bool:
+    ledger = kept.ledger
+    return statement in ledger.receipts or statement in ledger.grants or statement in ledger.decisions or statement in kept.keeper_sets
+
+
+def _merge_batch(kept: KeptJob, content: bytes) -> bool:
+    blob = blob_id_of(content)
+    if blob not in kept.manifest or blob in kept.batches:
+        return False
+    kept.batches.add(blob)
+    return True
+
+
+def _merge_payload(kept: KeptJob, content: bytes) -> bool:
+    digest = blake3(content).digest()
+    if digest in kept.payloads_due:
+        kept.payloads_due.discard(digest)
+        return True
+    if digest not in kept.payload_at and not kept.ledger.cancelled:
+        raise IntegrityError("a payload does not match its receipt", reason=Reason.CORRUPT)
+    return False
