@@ -130,7 +130,7 @@ class Grid:
         channel = self._channels[0]
         plan = JobBuilder(JobOptions(), wall_ms, os.urandom).script(SCRIPT, items)
         signed = seal(plan.job, channel.submitter, channel.grid.id)
-        job, _ = await channel.submit(signed.raw, plan.batches)
+        job, _ = await channel.submit(signed.raw, plan.batches, follow=True)
         values: list[Any] = []
         in_hand: list[float] = []
 

@@ -193,7 +193,7 @@ async def _run(
         building = beside(lambda: _build(builder, request))
         try:
             async with _channel(nodes, detach, options.quorum, home, progress) as (channel, stays):
-                job = await submit(channel, await building, options, progress)
+                job = await submit(channel, await building, progress, follow=not detach)
                 if detach:
                     progress.stop()
                     from p2pgrid.model.ids import to_text
@@ -278,7 +278,7 @@ async def _open(node: Node) -> Channel:
     return await Channel.open(node.home, wall_ms)
 
 
-async def submit(channel: Channel, plan: Plan, options: JobOptions, progress: Any) -> JobId:
+async def submit(channel: Channel, plan: Plan, progress: Any, *, follow: bool) -> JobId:
     """Put what the job needs into the store, sign it, and hand it over."""
     from p2pgrid.wire.envelope import seal
 
@@ -288,7 +288,7 @@ async def submit(channel: Channel, plan: Plan, options: JobOptions, progress: An
     for content in plan.values.values():
         await channel.put_bytes(content, replicas=1, expires_ms=plan.job.expires_ms)
     signed = seal(plan.job, channel.submitter, channel.grid.id)
-    job, keepers = await channel.submit(signed.raw, plan.batches)
+    job, keepers = await channel.submit(signed.raw, plan.batches, follow=follow)
     progress.submitted(job, plan.job.map_units, keepers)
     return job
 

@@ -65,6 +65,8 @@ class Channel:
         self._transport = transport
         self.grid = grid
         self.submitter = submitter
+        self._submitted: dict[JobId, Stream] = {}
+        """Streams of submitted jobs on which their news already comes."""
 
     @classmethod
     async def open(cls, home: Home, wall_ms: WallClock) -> Channel:
@@ -139,10 +141,13 @@ class Channel:
 
     # -- jobs -----------------------------------------------------------------------------
 
-    async def submit(self, job: bytes, batches: Iterable[bytes]) -> tuple[JobId, int]:
-        """Hand a signed job and its batches to the node; returns its id and how many nodes keep it."""
+    async def submit(self, job: bytes, batches: Iterable[bytes], *, follow: bool = False) -> tuple[JobId, int]:
+        """Hand a signed job and its batches to the node; returns its id and how many nodes keep it.
+
+        ``follow``: the next :meth:`follow` of this job begins at once, without asking again.
+        """
         contents = list(batches)
-        stream = await self._session.open_stream("own.submit", SubmitHeader(len(contents)))
+        stream = await self._session.open_stream("own.submit", SubmitHeader(len(contents), follow))
 
         async def send() -> None:
             await _write_framed(stream, job)
@@ -150,14 +155,25 @@ class Channel:
                 await _write_framed(stream, content)
             stream.finish()
 
-        reply = await _answered(stream, send(), Submitted)
-        _raise(reply)
-        return JobId(StatementId(reply.job)), reply.keepers
+        try:
+            reply = await _answered(stream, send(), Submitted)
+            _raise(reply)
+        except BaseException:
+            stream.reset(Reason.CLOSED)
+            raise
+        known = JobId(StatementId(reply.job))
+        if follow:
+            self._submitted[known] = stream
+        else:
+            stream.reset(Reason.CLOSED)
+        return known, reply.keepers
 
     async def follow(self, job: JobId, *, wait: bool) -> AsyncIterator[FollowEvent]:
         """News of a job until it has ended; with ``wait`` False what is known now."""
-        stream = await self._session.open_stream("own.follow", FollowHeader(job, wait))
-        stream.finish()
+        stream = self._submitted.pop(job, None) if wait else None
+        if stream is None:
+            stream = await self._session.open_stream("own.follow", FollowHeader(job, wait))
+            stream.finish()
         try:
             while True:
                 event = decode(await read_framed(stream, EVENT_BYTES_MAX), FollowEvent)
@@ -188,7 +204,10 @@ class Channel:
                 await stream.write(piece)
             stream.finish()
 
-        reply = await _answered(stream, send(), PutReply)
+        try:
+            reply = await _answered(stream, send(), PutReply)
+        finally:
+            stream.reset(Reason.CLOSED)
         _raise(reply)
         return reply
 
@@ -228,11 +247,18 @@ async def _answered(stream: Stream, send: Coroutine[Any, Any, None], kind: type[
         return decode(await reading, kind)
     finally:
         sending.cancel()
-        stream.reset(Reason.CLOSED)
+        if not reading.done():
+            # A read is never cancelled: it ends because the stream does.
+            stream.reset(Reason.CLOSED)
         await asyncio.gather(sending, reading, return_exceptions=True)
 
 
 async def _write_framed(stream: Stream, content: bytes) -> None:
+    if len(content) <= DEFAULT_LIMITS.control_frame_bytes:
+        # Small parts of one tick leave together: a send costs more than what is sent.
+        stream.write_nowait(LENGTH.pack(len(content)) + content)
+        await stream.drain()
+        return
     await stream.write(LENGTH.pack(len(content)))
     for start in range(0, len(content), 256 * 1024):
         await stream.write(content[start : start + 256 * 1024])
@@ -246,5 +272,3 @@ async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
 async def _slices(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), 256 * 1024):
         yield data[start : start + 256 * 1024]
-
-

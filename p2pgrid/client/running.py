@@ -57,8 +57,6 @@ OnValue = Callable[[int, Any], None]
 OnEvent = Callable[[FollowEvent], None]
 
 
-
-
 async def collect(
     channel: Channel,
     job: JobId,

@@ -18,7 +18,7 @@ from p2pgrid.wire.messages import Payload
 
 if TYPE_CHECKING:
     from p2pgrid.services.keeping import JobView
-    from p2pgrid.services.leading import LedJob
+    from p2pgrid.services.ledjob import LedJob
     from p2pgrid.services.storing import Storing
 
 GetBatch = Callable[[int], Awaitable[bytes]]

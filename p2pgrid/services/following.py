@@ -14,7 +14,7 @@ from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.work import OK, DecisionEntry
 from p2pgrid.services.deriving import Deriving
 from p2pgrid.services.keeping import JobView, KeptJob
-from p2pgrid.services.leading import LedJob
+from p2pgrid.services.ledjob import LedJob
 from p2pgrid.services.results import NIL, NIL_DIGEST, Span, spans
 from p2pgrid.wire.messages import Payload
 from p2pgrid.wire.owner import FollowEvent, JobLine, ResultSpan

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from p2pgrid.errors import P2PGridError, TryAgainError
 from p2pgrid.model.ids import JobId
 from p2pgrid.model.reasons import Reason
-from p2pgrid.store.ledger import FRAME_BYTES, JobLog
+from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES, JobLog
 from p2pgrid.store.ledger_writer import LedgerPort
 from p2pgrid.wire.messages import LogRecord
 
@@ -26,6 +26,7 @@ BACKLOG_BYTES = 16 << 20
 """With more than this on its way to the disk, nobody posts who can wait."""
 HELD_BYTES_MAX = 128 << 20
 HOLD_S = 0.02
+LAZY_S = 0.05
 DISK_S = 60.0
 """A disk that is silent for longer has failed."""
 
@@ -33,19 +34,21 @@ DISK_S = 60.0
 class JobFile:
     """Belongs to one event loop; reading is blocking and goes through the node's offload port."""
 
-    def __init__(self, job: JobId, log: JobLog, port: LedgerPort) -> None:
+    def __init__(self, job: JobId, log: JobLog | Callable[[], JobLog], port: LedgerPort) -> None:
+        """``log``: a log that is open, or, for a new job, what opens it: its file is then made by the first append."""
         self.job = job
         self._log = log
         self._port = port
         self._loop = asyncio.get_running_loop()
-        self._next = log.end
-        self.durable = log.end
+        self._next = log.end if isinstance(log, JobLog) else HEADER_BYTES
+        self.durable = self._next
         """The cursor behind the last record that is on disk."""
         self.failed: P2PGridError | None = None
         self.changed = asyncio.Event()
         """Set whenever ``durable`` moves."""
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self._held: deque[tuple[int, Sequence[LogRecord]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._unanswered = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -56,12 +59,20 @@ class JobFile:
         return self._next
 
     @property
+    def empty(self) -> bool:
+        """Whether the disk has no record yet."""
+        return self.durable <= HEADER_BYTES
+
+    @property
     def settled(self) -> bool:
         """Whether the disk has everything that was posted."""
         return self.durable >= self._next
 
-    def post(self, records: Sequence[LogRecord]) -> list[int]:
-        """Queue records; returns the cursor of each. Raises TryAgainError when the disk has failed or cannot keep up."""
+    def post(self, records: Sequence[LogRecord], *, lazy: bool = False) -> list[int]:
+        """Queue records; returns the cursor of each. Raises TryAgainError when the disk has failed or cannot keep up.
+
+        ``lazy`` records wait up to LAZY_S for others to share their write and sync with: nobody waits for these alone.
+        """
         if self.failed is not None:
             raise TryAgainError("the log of this job cannot be written", reason=Reason.DISK_FULL) from self.failed
         cursors, position = [], self._next
@@ -69,8 +80,10 @@ class JobFile:
             cursors.append(position)
             position += FRAME_BYTES + len(record.data)
         self._next = position
-        if self._held or not self._submit(position, records):
-            self._hold(position, records)
+        if lazy or self._held or not self._submit(position, records):
+            self._hold(position, records, LAZY_S if lazy else HOLD_S)
+            if not lazy:
+                self._submit_held()
         return cursors
 
     def _submit(self, end: int, records: Sequence[LogRecord]) -> bool:
@@ -86,21 +99,28 @@ class JobFile:
         self._quiet.clear()
         return True
 
-    def _hold(self, end: int, records: Sequence[LogRecord]) -> None:
+    def _hold(self, end: int, records: Sequence[LogRecord], delay_s: float) -> None:
         if end - self.durable > HELD_BYTES_MAX:
             error = TryAgainError("the disk cannot keep up with this job", reason=Reason.BUSY)
             self._fail(error)
             raise error
         self._held.append((end, records))
-        if len(self._held) == 1:
-            self._loop.call_later(HOLD_S, self._submit_held)
+        if self._timer is None:
+            self._timer = self._loop.call_later(delay_s, self._submit_held)
 
     def _submit_held(self) -> None:
+        """What is held leaves as one submission, as far as the writer takes it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._held:
+            return
+        together = [record for _, records in self._held for record in records]
         with suppress(TryAgainError):
-            while self._held and self._submit(*self._held[0]):
-                self._held.popleft()
+            if self._submit(self._held[-1][0], together):
+                self._held.clear()
         if self._held:
-            self._loop.call_later(HOLD_S, self._submit_held)
+            self._timer = self._loop.call_later(HOLD_S, self._submit_held)
 
     async def append(self, records: Sequence[LogRecord]) -> list[int]:
         """Post records and wait until they are on disk. Raises what the disk raised."""
@@ -131,6 +151,7 @@ class JobFile:
 
     async def quiet(self) -> None:
         """Wait until the disk has answered everything, well or badly, at most as long as it may be silent."""
+        self._submit_held()
         with suppress(TimeoutError):
             async with asyncio.timeout(DISK_S):
                 await self._quiet.wait()
@@ -170,6 +191,8 @@ class JobFile:
 
     def read(self, cursor: int, bytes_max: int = READ_BYTES) -> tuple[list[LogRecord], int]:
         """Blocking: records from ``cursor`` and the cursor behind them, as far as they are on disk."""
+        if not isinstance(self._log, JobLog):
+            self._log = self._log()
         records, behind = self._log.read(cursor, bytes_max)
         return [LogRecord(kind, data) for kind, data in records], behind
 

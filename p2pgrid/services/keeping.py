@@ -188,7 +188,7 @@ class Keeping:
         if session is not None:
             self._check_named(signed, records, session)
             self._check_keeping(signed.body, session)
-        file = JobFile(job, await context.offload.run(context.ledgers.log, job), context.log_port)
+        file = JobFile(job, lambda: context.ledgers.log(job), context.log_port)
         kept = KeptJob(signed, file)
         kept.role, kept.sender = ("read", b"") if session is None else ("kept", session.peer)
         self._make_room()

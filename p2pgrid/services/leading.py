@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,9 +17,8 @@ from p2pgrid.core import lead as core
 from p2pgrid.core.admission import check_job
 from p2pgrid.core.keeping import K, draw_keepers, workers_of
 from p2pgrid.core.ledger import Ledger
-from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError, TryAgainError, UnreachableError
+from p2pgrid.errors import MalformedError, P2PGridError, RefusedError, TryAgainError, UnreachableError
 from p2pgrid.model import log as kinds
-from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import JobId, NodeKey, StatementId, short
 from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
 from p2pgrid.model.reasons import Reason
@@ -31,17 +29,15 @@ from p2pgrid.services.delivering import DELIVERY_ITEMS_MAX
 from p2pgrid.services.deriving import Deriving
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.jobrows import JobRows
+from p2pgrid.services.ledjob import Batches, LedJob, check_batches
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.pushing import Pushing
-from p2pgrid.services.results import Payloads, check_payload, root_of
+from p2pgrid.services.results import check_payload, root_of
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
-from p2pgrid.store.index import JobRow
-from p2pgrid.store.ledger import HEADER_BYTES
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
 from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInvite, LogRecord, Ok, PullReply, PullRequest
 
-BATCH_CACHE_BYTES = 64 << 20
 TICK_S = 1.0
 ENDED_IN_MEMORY_MAX = 64
 SETTLE_S = 15.0
@@ -51,36 +47,6 @@ ASSEMBLE_RETRIES_S = (0.2, 1.0, 3.0, 10.0)
 UNIT_PAYLOAD_BYTES_MAX = 64 << 10
 """What one unit may put into a log: an inline result, or the longest account of a failure."""
 RECORD_KINDS = {"grant": kinds.GRANT, "receipt": kinds.RECEIPT, "decision": kinds.DECISION, "settled": kinds.SETTLED}
-
-Watcher = Callable[[Sequence[DecisionEntry]], None]
-
-
-class LedJob:
-    """One job this node leads."""
-
-    def __init__(self, job: Signed[Job], file: JobFile, lead: core.Lead) -> None:
-        self.job = job
-        self.id = JobId(job.id)
-        self.file = file
-        self.lead = lead
-        self.ledger: Ledger = lead.ledger
-        self.batch_at: dict[int, int] = {}
-        """Where in the log each batch of the manifest is."""
-        self.payload_at: dict[bytes, int] = {}
-        self.payloads = Payloads()
-        self.sent: dict[bytes, set[int]] = {}
-        """Batches that each worker's session was sent."""
-        self.passed_over: dict[bytes, float] = {}
-        """Keepers that failed, and until when they are not named again."""
-        self.watchers: set[Watcher] = set()
-        self.ended = asyncio.Event()
-        self.state = "running"
-        self.started_s = 0.0
-        self.keepers_note = ""
-
-    @property
-    def name(self) -> str:
-        return self.job.body.name
 
 
 class Leading:
@@ -95,8 +61,7 @@ class Leading:
         self._rows = JobRows(context)
         self._submitting: set[JobId] = set()
         self.deriving = Deriving(context, storing)
-        self._batches: OrderedDict[tuple[JobId, int], bytes] = OrderedDict()
-        self._batch_bytes = 0
+        self._batches = Batches(context.offload)
         self.jobs: dict[JobId, LedJob] = {}
         self.forgotten: list[Callable[[JobId], None]] = []
         """Told about jobs that left memory."""
@@ -129,14 +94,16 @@ class Leading:
         if "submit" not in context.member.roles:
             raise RefusedError("this node's membership does not let it submit", reason=Reason.NO_ROLE)
         job_id = JobId(job.id)
-        if job_id in self.jobs:
-            return self.jobs[job_id]
+        known = self.jobs.get(job_id)
+        if known is not None:
+            await known.file.wait(known.file.end)
+            return known
         running = len([led for led in self.jobs.values() if not led.ended.is_set()])
         if job_id in self._submitting or running + len(self._submitting) >= context.limits.jobs_led:
             raise TryAgainError("this node already leads as many jobs as it may", reason=Reason.BUSY)
         check_job(job.body, context.limits)
         contents = list(batches)
-        _check_batches(job.body, contents)
+        check_batches(job.body, contents)
         self._submitting.add(job_id)
         try:
             return await self._begin(job, contents)
@@ -146,8 +113,8 @@ class Leading:
     async def _begin(self, job: Signed[Job], batches: Sequence[bytes]) -> LedJob:
         context = self._context
         job_id = JobId(job.id)
-        file = JobFile(job_id, await context.offload.run(context.ledgers.log, job_id), context.log_port)
-        if file.end > HEADER_BYTES:
+        file = JobFile(job_id, lambda: context.ledgers.log(job_id), context.log_port)
+        if context.ledgers.has(job_id):
             raise RefusedError("this job was submitted before", reason=Reason.STALE, hint="submit it as a new one")
         ledger = Ledger(job)
         keepers = self._name_keepers(job, ())
@@ -155,11 +122,11 @@ class Leading:
         lead = core.Lead(ledger, self._seal, context.rng)
         led = LedJob(job, file, lead)
         led.started_s = context.clock()
-        file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)])
+        file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)], lazy=True)
         await self._log_batches(led, batches)
         durable = file.end
         self.jobs[led.id] = led
-        self._index(led)
+        self._rows.put(led.row())
         self._pushing.add(led.id, file, keepers, self._replace_keeper)
         self._tasks.spawn(self._replicate_inputs(led), "inputs")
         self._apply(led, lead.handle(core.WorkersKnown(self._workers(led)), context.clock(), context.wall_ms()))
@@ -175,8 +142,8 @@ class Leading:
         try:
             for number, content in enumerate(batches):
                 await led.file.calm()
-                (led.batch_at[number],) = led.file.post([LogRecord(kinds.BATCH, content)])
-                self._remember((led.id, number), content)
+                (led.batch_at[number],) = led.file.post([LogRecord(kinds.BATCH, content)], lazy=True)
+                self._batches.put(led.id, number, content)
         except P2PGridError:
             # Nobody was told of the job: half of it must not be found here after a restart.
             await led.file.quiet()
@@ -219,7 +186,7 @@ class Leading:
         """Copies of the code and of input files on r nodes, keepers first, while the job already runs."""
         keepers = led.ledger.keepers
         prefer = keepers.body.keepers if keepers else ()
-        blobs = await self.deriving.input_blobs(led.job.body, lambda number: self._batch(led, number))
+        blobs = await self.deriving.input_blobs(led.job.body, lambda number: self._batches.get(led, number))
         for blob in blobs:
             await self._storing.replicate(blob, led.job.body.replicas, prefer, led.job.body.expires_ms)
 
@@ -251,39 +218,21 @@ class Leading:
         pulled = core.Pulled(session.peer, session.peer, slots, want)
         granted = self._apply(led, led.lead.handle(pulled, context.clock(), context.wall_ms()))
         assert granted is not None
+        if granted.grant is None:
+            return PullReply(granted.over)
         keepers = led.ledger.keepers
         head = (led.job.raw, keepers.raw if keepers else b"") if request.need_job else (b"", b"")
-        if granted.grant is None:
-            return PullReply(granted.over, b"", *head)
         sent = led.sent.setdefault(session.peer, set())
         sent.intersection_update(request.have)
         needed = sorted({unit_range.batch for unit_range in granted.grant.body.ranges} - sent)
         try:
-            batches = [(number, await self._batch(led, number)) for number in needed if number < len(led.job.body.manifest)]
+            batches = [(number, await self._batches.get(led, number)) for number in needed if number < len(led.job.body.manifest)]
         except P2PGridError:
             # The lease never arrives: its units must not wait for its deadline.
             self._apply(led, led.lead.handle(core.WorkerGone(session.peer), context.clock(), context.wall_ms()))
             raise
         sent.update(number for number, _ in batches)
         return PullReply(False, granted.grant.raw, *head, tuple(batches))
-
-    async def _batch(self, led: LedJob, number: int) -> bytes:
-        known = self._batches.get((led.id, number))
-        if known is not None:
-            self._batches.move_to_end((led.id, number))
-            return known
-        record = await self._context.offload.run(led.file.read_one, led.batch_at[number])
-        self._remember((led.id, number), record.data)
-        return record.data
-
-    def _remember(self, key: tuple[JobId, int], content: bytes) -> None:
-        if key in self._batches:
-            return
-        self._batches[key] = content
-        self._batch_bytes += len(content)
-        while self._batch_bytes > BATCH_CACHE_BYTES and len(self._batches) > 1:
-            _, dropped = self._batches.popitem(last=False)
-            self._batch_bytes -= len(dropped)
 
     async def _on_deliver(self, session: Session, delivery: Delivery) -> DeliveryReply:
         led = self._led(delivery.job)
@@ -366,7 +315,8 @@ class Leading:
                 case core.Over():
                     self._tasks.spawn(self._finish(led), "finish")
         if records:
-            cursors = led.file.post(records)
+            # A lease waits for its receipts: until then nobody is told of it but the worker.
+            cursors = led.file.post(records, lazy=all(record.kind == kinds.GRANT for record in records))
             if payload is not None:
                 for record, cursor in zip(records, cursors, strict=True):
                     if record.kind == kinds.PAYLOAD:
@@ -408,6 +358,9 @@ class Leading:
         """Sign the end of the job, and wait until every keeper has it."""
         if led.ended.is_set() or led.ledger.cancelled is not None:
             return
+        # The last results go out as soon as they are on disk: nothing here may stand in their way.
+        with suppress(P2PGridError):
+            await led.file.wait(led.file.end)
         ledger = led.ledger
         root = root_of(ledger, range(ledger.layout.batches))
         statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
@@ -426,7 +379,7 @@ class Leading:
             return
         led.state = state
         led.ended.set()
-        self._index(led)
+        self._rows.put(led.row())
         self._context.tell(led.state, f"job {short(led.id)} {led.state}")
         for watcher in list(led.watchers):
             watcher(())
@@ -451,22 +404,6 @@ class Leading:
             for forget in self.forgotten:
                 forget(job)
 
-    def _index(self, led: LedJob) -> None:
-        body, ledger = led.job.body, led.ledger
-        row = JobRow(
-            id=led.id,
-            role="led",
-            name=body.name,
-            submitter=led.job.author,
-            created_ms=body.created_ms,
-            expires_ms=body.expires_ms,
-            state=led.state,
-            units=ledger.layout.units,
-            done=ledger.done,
-            failed=ledger.failed,
-        )
-        self._rows.put(row)
-
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
@@ -490,13 +427,3 @@ class Leading:
         keepers = led.ledger.keepers
         if keepers is not None and len(keepers.body.keepers) < K:
             self._replace_keeper(led.id, None)
-
-
-def _check_batches(job: Job, contents: Sequence[bytes]) -> None:
-    """Raise IntegrityError unless these are the batches of the manifest."""
-    fits = len(contents) == len(job.manifest) and all(
-        len(content) == reference.size_bytes and blob_id_of(content) == reference.blob
-        for reference, content in zip(job.manifest, contents, strict=True)
-    )
-    if not fits:
-        raise IntegrityError("the batches are not those of the manifest", reason=Reason.CORRUPT)

@@ -26,7 +26,7 @@ from p2pgrid.net.bulk import read_framed
 from p2pgrid.net.rpc import Session
 from p2pgrid.services.context import Context
 from p2pgrid.services.following import Follower, job_line
-from p2pgrid.services.keeping import Keeping
+from p2pgrid.services.keeping import JobView, Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
@@ -194,11 +194,16 @@ class Owner:
         self._keeping.led[led.id] = led
         keepers = led.ledger.keepers
         stream.write_nowait(framed(Submitted(led.id, len(keepers.body.keepers) if keepers else 0)))
+        if header.follow:
+            await self._tell(led, stream, wait=True)
 
     async def _on_follow(self, session: Session, header: FollowHeader, stream: Stream) -> None:
         view = await self._keeping.view(JobId(StatementId(header.job)))
+        await self._tell(view, stream, wait=header.wait)
+
+    async def _tell(self, view: JobView, stream: Stream, *, wait: bool) -> None:
         follower = Follower(view, self._leading.deriving)
-        async for event in follower.events(wait=header.wait):
+        async for event in follower.events(wait=wait):
             await stream.write(framed(event))
 
     async def _on_cancel(self, session: Session, request: JobRequest) -> CancelReply:

@@ -95,6 +95,8 @@ class Pushing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(COALESCE_S):
                     await pushed.urgent.wait()
+            if pushed.file.empty:
+                continue
             for keeper, cursor in pushed.book.due(pushed.file.durable):
                 self._tasks.spawn(self._push(job, NodeKey(keeper), cursor), "push")
 

@@ -1,10 +1,9 @@
-"""Blobs between nodes: fetched from several holders at once, copied to r nodes, verified chunk by chunk on both sides.
+"""Blobs between nodes: copied to r nodes, served and taken in, verified chunk by chunk on both sides.
 
 1. A copy counts when its receiver has verified every chunk and has it on disk.
 2. Copies go to nodes with the role ``store``, preferred ones first, and never wait for a node that does not answer.
-3. A holder is believed only what its bytes prove: one that lies, stalls or leaves costs the others its part, not the blob.
-4. A peer may write a few blobs at a time; what it began and never ended is free again within the hour.
-5. Holders of what people ``put`` are recorded in the DHT by the holders themselves; blobs of jobs are found
+3. A peer may write a few blobs at a time; what it began and never ended is free again within the hour.
+4. Holders of what people ``put`` are recorded in the DHT by the holders themselves; blobs of jobs are found
    through the job's receipts and keepers.
 """
 
@@ -12,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -27,39 +26,33 @@ from p2pgrid.errors import (
     MalformedError,
     P2PGridError,
     RefusedError,
-    RemoteError,
     TryAgainError,
     UnreachableError,
 )
 from p2pgrid.model.blob import BlobRoot, check_root, chunk_count, decode_root, encode_root
-from p2pgrid.model.ids import DIGEST_BYTES, BlobId, NodeKey, dht_id_of_blob, short
+from p2pgrid.model.ids import BlobId, NodeKey, dht_id_of_blob, short
 from p2pgrid.model.limits import MIB
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
 from p2pgrid.net.bulk import read_exactly, read_framed
 from p2pgrid.net.rpc import Session
 from p2pgrid.services.context import Context
+from p2pgrid.services.fetching import CHUNK_HEAD, CHUNKS_PER_READ, STALL_S, Fetching
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.tasks import Tasks
+from p2pgrid.services.writers import Writers
 from p2pgrid.store.uploads import ChunkWriter
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.messages import BlobHeld, BlobInfo, BlobRead, BlobRequest, BlobWant, BlobWrite
 
 R = TypeVar("R", bound=msgspec.Struct)
 
-CHUNK_HEAD = struct.Struct(">II")
-"""Number of the chunk, its size in bytes."""
 LENGTH = struct.Struct(">I")
-CHUNKS_PER_READ = 16
-FETCH_SOURCES_MAX = 4
-BUSY_S = 0.1
 HOLDER_TTL_S = 24 * 3600.0
 LEASE_MAX_MS = 400 * 24 * 3600 * 1000
 """Nobody may ask a node to keep something for longer."""
 HOLDS = encode(1)
 """Value of a holder's record: the author is what it points at. An empty one would withdraw it."""
-STALL_S = 30.0
-"""A transfer without a chunk for this long is given up."""
 WRITES_PER_PEER_MAX = 16
 UNFINISHED_MS = 3_600_000
 """The lease of a blob that a peer has begun to write; its own begins when it is whole."""
@@ -73,7 +66,8 @@ class Storing:
         self._peers = peers
         self._dht = dht
         self._tasks = Tasks("storing")
-        self._fetching: dict[BlobId, asyncio.Future[None]] = {}
+        self._writers = Writers(context)
+        self._fetching = Fetching(context, peers, dht, self._writers)
         self._writes: Counter[bytes] = Counter()
         methods = context.methods
         methods.on("blob.info", BlobRequest, self._on_info)
@@ -82,6 +76,7 @@ class Storing:
 
     async def close(self) -> None:
         await self._tasks.close()
+        await self._writers.close()
 
     # -- what other services use -------------------------------------------------------
 
@@ -143,145 +138,11 @@ class Storing:
 
     async def fetch(self, blob: BlobId, sources: Sequence[bytes] = (), expires_ms: int = 0) -> None:
         """Make sure that a blob is here. Raises UnreachableError when no holder can be found, MalformedError for no address."""
-        if len(blob) != DIGEST_BYTES:
-            raise MalformedError("not the address of a blob", reason=Reason.MALFORMED)
-        while not await self._context.offload.run(self._context.blobs.has, blob):
-            running = self._fetching.get(blob)
-            if running is not None:
-                await asyncio.shield(running)
-                continue
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._fetching[blob] = future
-            try:
-                await self._fetch(blob, sources, expires_ms or self._context.wall_ms() + 24 * 3_600_000)
-            finally:
-                del self._fetching[blob]
-                future.set_result(None)
+        await self._fetching.fetch(blob, sources, expires_ms)
 
     async def announce(self, blob: BlobId) -> None:
         """Record this node as a holder, for everybody who looks for the blob."""
         await self._dht.publish(RecordKind.BLOB_HOLDER, dht_id_of_blob(blob), HOLDS, HOLDER_TTL_S)
-
-    # -- fetching ------------------------------------------------------------------------
-
-    async def _fetch(self, blob: BlobId, sources: Sequence[bytes], expires_ms: int) -> None:
-        """From the nodes that should have it; else from those that the DHT names; else from whoever is connected."""
-        missing = UnreachableError(f"nobody who can be reached holds blob {short(blob)}", reason=Reason.NO_BLOB)
-        error: P2PGridError = missing
-        asked: set[bytes] = {self._context.me}
-        for look in (self._given(sources), self._holders(blob), self._connected()):
-            keys = [key for key in dict.fromkeys(await look) if key not in asked]
-            asked.update(keys)
-            found = await self._ask(keys, blob)
-            if found is None:
-                continue
-            try:
-                await self._fetch_from(blob, *found, expires_ms)
-            except (UnreachableError, TryAgainError, RemoteError) as failure:
-                error = failure
-            else:
-                return
-        raise error
-
-    async def _given(self, keys: Sequence[bytes]) -> Sequence[bytes]:
-        return keys
-
-    async def _connected(self) -> Sequence[bytes]:
-        return list(self._peers.live())
-
-    async def _fetch_from(self, blob: BlobId, info: BlobInfo, holders: list[NodeKey], expires_ms: int) -> None:
-        root = decode_root(info.root) if info.root else None
-        writer = await self._writer(blob, info.size_bytes, root, self._context.me, expires_ms)
-        try:
-            await self._fetch_chunks(blob, writer, holders)
-            await self._context.offload.run(writer.commit)
-        finally:
-            self._leave(writer)
-
-    async def _writer(self, blob: BlobId, size_bytes: int, root: BlobRoot | None, owner: bytes, expires_ms: int) -> ChunkWriter:
-        """Begin or resume a blob. Somebody who goes away meanwhile leaves no writer behind."""
-        context = self._context
-        opening = asyncio.ensure_future(
-            context.offload.run(context.blobs.writer, blob, size_bytes, root, owner=owner, expires_ms=expires_ms)
-        )
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(lambda done: self._leave(done.result()) if not done.cancelled() and not done.exception() else None)
-            raise
-
-    def _leave(self, writer: ChunkWriter) -> None:
-        """Close a writer, whatever becomes of the caller: an open one would be kept for ever."""
-        self._tasks.spawn(self._close_writer(writer), "close a writer")
-
-    async def _close_writer(self, writer: ChunkWriter) -> None:
-        while True:
-            try:
-                await self._context.offload.run(writer.close)
-            except TryAgainError as error:
-                if error.reason != Reason.BUSY:
-                    raise
-                await asyncio.sleep(BUSY_S)
-            else:
-                return
-
-    async def _ask(self, keys: Iterable[bytes], blob: BlobId) -> tuple[BlobInfo, list[NodeKey]] | None:
-        """Who of these holds a blob, all asked at once; only words that fit the blob's address count."""
-        asked = [NodeKey(key) for key in keys]
-        calls = [self._peers.call(key, "blob.info", BlobRequest(blob), BlobInfo, timeout_s=5.0) for key in asked]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        holders: list[tuple[BlobInfo, NodeKey]] = []
-        for answer, key in zip(answers, asked, strict=True):
-            if isinstance(answer, BlobInfo) and _fits(answer, blob):
-                holders.append((answer, key))
-        if not holders:
-            return None
-        return holders[0][0], [key for _, key in holders]
-
-    async def _holders(self, blob: BlobId) -> list[bytes]:
-        try:
-            return [record.author for record in await self._dht.get(dht_id_of_blob(blob), RecordKind.BLOB_HOLDER)]
-        except P2PGridError:
-            return []
-
-    async def _fetch_chunks(self, blob: BlobId, writer: ChunkWriter, holders: list[NodeKey]) -> None:
-        """Each holder serves runs of chunks from one queue; what one fails to serve, those that did not fail serve."""
-        good = list(holders)
-        error: P2PGridError = UnreachableError(f"blob {short(blob)} did not arrive whole", reason=Reason.NO_BLOB)
-
-        async def serve(holder: NodeKey) -> None:
-            nonlocal error
-            while runs:
-                first, count = runs.popleft()
-                try:
-                    await self._fetch_run(holder, blob, writer, first, count)
-                except (RefusedError, TryAgainError, UnreachableError, RemoteError) as failure:
-                    runs.appendleft((first, count))
-                    good.remove(holder)
-                    error = failure
-                    return
-
-        while good and (runs := deque(_runs(await self._context.offload.run(writer.missing)))):
-            await asyncio.gather(*(serve(holder) for holder in good[:FETCH_SOURCES_MAX]))
-        if await self._context.offload.run(writer.missing):
-            raise error
-
-    async def _fetch_run(self, holder: NodeKey, blob: BlobId, writer: ChunkWriter, first: int, count: int) -> None:
-        session = await self._peers.session(holder)
-        stream = await session.open_stream("blob.read", BlobRead(blob, first, count))
-        try:
-            stream.finish()
-            for due in range(first, first + count):
-                async with asyncio.timeout(STALL_S):
-                    index, size_bytes = CHUNK_HEAD.unpack(await read_exactly(stream, CHUNK_HEAD.size))
-                    if size_bytes > MIB or index != due:
-                        raise MalformedError("a chunk nobody asked for", reason=Reason.MALFORMED)
-                    data = await read_exactly(stream, size_bytes)
-                await self._context.offload.run(writer.write_chunk, index, data)
-        except TimeoutError as error:
-            raise UnreachableError(f"{short(holder)} stopped sending", reason=Reason.TIMEOUT) from error
-        finally:
-            stream.reset(Reason.CLOSED)
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -372,7 +233,7 @@ class Storing:
                 await self._held(stream, blob, chunk_count(request.size_bytes), request)
                 return
             until_ms = min(expires_ms, now_ms + UNFINISHED_MS) if root is not None else expires_ms
-            writer = await self._writer(blob, request.size_bytes, root, session.peer, until_ms)
+            writer = await self._writers.open(blob, request.size_bytes, root, session.peer, until_ms)
         except P2PGridError as error:
             _refuse(stream, error)
             return
@@ -383,7 +244,7 @@ class Storing:
             _write_framed(stream, encode(BlobHeld(False, str(error)[:200])))
             return
         finally:
-            self._leave(writer)
+            self._writers.leave(writer)
         await self._held(stream, blob, None, request)
 
     async def _take_chunks(self, writer: ChunkWriter, count: int, stream: Stream) -> None:
@@ -408,15 +269,6 @@ class Storing:
             self._tasks.spawn(self.announce(blob), "announce")
 
 
-def _fits(info: BlobInfo, blob: BlobId) -> bool:
-    """Whether what a holder says of a blob can be true."""
-    try:
-        check_root(decode_root(info.root) if info.root else None, blob, info.size_bytes)
-    except RemoteError:
-        return False
-    return True
-
-
 def _refuse(stream: Stream, error: P2PGridError) -> None:
     _write_framed(stream, encode(BlobWant(error.reason or Reason.MALFORMED, error.message, 0)))
 
@@ -430,14 +282,3 @@ async def _write_chunk(stream: Stream, index: int, data: bytes) -> None:
     view = memoryview(data)
     for start in range(0, len(data), 256 * 1024):
         await stream.write(bytes(view[start : start + 256 * 1024]))
-
-
-def _runs(missing: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of consecutive chunks, at most CHUNKS_PER_READ each."""
-    runs: list[tuple[int, int]] = []
-    for index in missing:
-        if runs and runs[-1][0] + runs[-1][1] == index and runs[-1][1] < CHUNKS_PER_READ:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((index, 1))
-    return runs

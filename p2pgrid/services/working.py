@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -32,7 +31,8 @@ from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind
 from p2pgrid.services.context import Context
 from p2pgrid.services.delivering import Delivering, Source
 from p2pgrid.services.inputfiles import InputFiles
-from p2pgrid.services.inputs import FILE, VALUE, decode_batch, fill_in
+from p2pgrid.services.inputs import FILE, VALUE, fill_in
+from p2pgrid.services.knownjobs import JOBS_MAX, KnownJob, KnownJobs
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
@@ -40,46 +40,12 @@ from p2pgrid.wire.codec import decode
 from p2pgrid.wire.envelope import Signed, open_envelope, peek
 from p2pgrid.wire.messages import CancelRequest, JobInvite, PullReply, PullRequest
 
-JOBS_MAX = 256
 JOBS_PER_LEAD_MAX = 32
 LEASES_MAX = 4096
-BATCH_CACHE_BYTES = 64 << 20
-"""Batches kept for the next lease; those of running leases are on top of it."""
 VALUES_BYTES_MAX = 1 << 30
 """Inputs out of blobs that one task may have in memory, unless the owner lends less memory."""
 KINDS = {MAP: Kind.MAP, REDUCE: Kind.REDUCE}
 PULL_S = 15.0
-
-
-@dataclass
-class _Known:
-    """A job this node works for."""
-
-    job: Signed[Job]
-    keepers: Signed[KeeperSet]
-    layout: Layout
-    source: str = ""
-    batches: dict[int, Batch] = field(default_factory=dict)
-    sizes: dict[int, int] = field(default_factory=dict)
-    users: dict[int, int] = field(default_factory=dict)
-    """Units leased of each batch that have not ended."""
-    pulls: int = 0
-    """Pulls under way: what the lead was told to be here must stay."""
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.users or self.pulls)
-
-    def put(self, number: int, content: bytes, units: int) -> None:
-        """Keep a batch. Raises MalformedError."""
-        self.batches[number] = decode_batch(content, units)
-        self.sizes[number] = len(content)
-
-    def release(self, number: int, units: int) -> None:
-        """Units of a batch have ended, or will not be run."""
-        left = self.users.pop(number, 0) - units
-        if left > 0:
-            self.users[number] = left
 
 
 class Working:
@@ -94,7 +60,8 @@ class Working:
         self._inputs = InputFiles(inputs, context.offload)
         self._tasks = Tasks("working")
         self._delivering = Delivering(context, peers, storing)
-        self._known: dict[bytes, _Known] = {}
+        self._jobs = KnownJobs()
+        self._known = self._jobs.known
         self._refused: dict[bytes, Reason] = {}
         self._owed: dict[bytes, int] = {}
         """Units of each lease whose tasks have not ended; bounded, and of a forgotten lease every task counts as the last."""
@@ -189,7 +156,7 @@ class Working:
         self._reserve(known, grant)
         return core.Leased(pull.source, grant.id, grant.body.ranges)
 
-    async def _take_derived(self, known: _Known, lead: NodeKey, grant: Grant) -> None:
+    async def _take_derived(self, known: KnownJob, lead: NodeKey, grant: Grant) -> None:
         """Fetch the batches that the signed job does not name; nothing else may come in this way."""
         sources = (lead, *known.keepers.body.keepers)
         wanted = {unit_range.batch for unit_range in grant.ranges} - known.batches.keys()
@@ -197,7 +164,7 @@ class Working:
             if not len(known.job.body.manifest) <= number < known.layout.batches:
                 raise IntegrityError("a lease brings another content for a batch of the manifest", reason=Reason.BAD_GRANT)
             if number in wanted:
-                known.put(number, await self._storing.read(BlobId(blob), sources, self._context.limits.batch_bytes), 1)
+                self._jobs.put(known, number, await self._storing.read(BlobId(blob), sources, self._context.limits.batch_bytes), 1)
 
     def _meet(self, job: bytes, lead: NodeKey, reply: PullReply) -> None:
         """Look at a job for the first time: is it what it says, and may it run here?"""
@@ -224,38 +191,21 @@ class Working:
             while len(self._refused) > JOBS_MAX:
                 self._refused.pop(next(iter(self._refused)))
             raise RefusedError(f"not run here: {reason.sentence}", reason=reason)
-        while len(self._known) >= JOBS_MAX:
-            idle = next((key for key, known in self._known.items() if not known.busy), None)
-            if idle is None:
-                raise RefusedError("too many jobs at once", reason=Reason.BUSY)
-            del self._known[idle]
-        self._known[job] = _Known(signed, keepers, Layout(signed.body))
+        self._jobs.add(KnownJob(signed, keepers, Layout(signed.body)))
 
-    def _take_batches(self, known: _Known, reply: PullReply) -> None:
+    def _take_batches(self, known: KnownJob, reply: PullReply) -> None:
         manifest = known.job.body.manifest
         for number, content in reply.batches:
             if not 0 <= number < len(manifest) or blob_id_of(content) != manifest[number].blob:
                 raise IntegrityError("a batch is not the one in the manifest", reason=Reason.CORRUPT)
-            known.put(number, content, manifest[number].units)
+            self._jobs.put(known, number, content, manifest[number].units)
 
-    def _reserve(self, known: _Known, grant: Signed[Grant]) -> None:
-        """Keep the batches of a lease until its last unit has ended; drop those that nobody needs."""
+    def _reserve(self, known: KnownJob, grant: Signed[Grant]) -> None:
+        """Keep the batches of a lease until its last unit has ended."""
         self._owed[grant.id] = sum(unit_range.units for unit_range in grant.body.ranges)
         while len(self._owed) > LEASES_MAX:
             self._owed.pop(next(iter(self._owed)))
-        for unit_range in grant.body.ranges:
-            known.users[unit_range.batch] = known.users.get(unit_range.batch, 0) + unit_range.units
-        self._trim(known, kept=4)
-        over = sum(sum(other.sizes.values()) for other in self._known.values()) > BATCH_CACHE_BYTES
-        for other in self._known.values() if over else ():
-            if not other.pulls:
-                self._trim(other, kept=0)
-
-    @staticmethod
-    def _trim(known: _Known, kept: int) -> None:
-        idle = [number for number in known.batches if number not in known.users]
-        for number in idle[: max(0, len(idle) - kept)]:
-            del known.batches[number], known.sizes[number]
+        self._jobs.reserve(known, grant.body.ranges)
 
     # -- running -------------------------------------------------------------------
 
@@ -282,12 +232,12 @@ class Working:
                 self._delivering.add_missed(source, left, NO_INPUT, error)
         finally:
             self._inputs.release(files)
-            known.release(run.range.batch, run.range.units)
+            self._jobs.release(known, run.range.batch, run.range.units)
             self._end_run(source, run)
             self._handle(core.TaskEnded(run.source))
 
     @staticmethod
-    def _source_of(known: _Known, lead: NodeKey, grant: bytes) -> Source:
+    def _source_of(known: KnownJob, lead: NodeKey, grant: bytes) -> Source:
         return Source(known.job.id, lead, grant, known.keepers.body.keepers, known.job.body)
 
     def _end_run(self, source: Source, run: core.Run) -> None:
@@ -298,7 +248,7 @@ class Working:
         else:
             self._delivering.flush(source)
 
-    def _on_chunk(self, known: _Known, source: Source, run: core.Run, chunk: BatchChunk) -> None:
+    def _on_chunk(self, known: KnownJob, source: Source, run: core.Run, chunk: BatchChunk) -> None:
         units = len(chunk.outcomes)
         self.done += units
         first = known.layout.number(run.range.batch, run.range.start)
@@ -306,7 +256,7 @@ class Working:
         self._delivering.add(source, unit_range, chunk)
         self._handle(core.UnitsDone(run.source, units, chunk.run_us / 1e6))
 
-    async def _task(self, known: _Known, run: core.Run, held: list[Path]) -> BatchTask:
+    async def _task(self, known: KnownJob, run: core.Run, held: list[Path]) -> BatchTask:
         """Everything the pool needs for one range of units: code, inputs and files, all of it on this disk.
 
         ``held`` takes the small input files that were written for it, to be released at its end.
@@ -362,7 +312,7 @@ class Working:
                 raise IntegrityError("an input file does not match its address", reason=Reason.CORRUPT)
         return found
 
-    async def _source(self, known: _Known, sources: Sequence[bytes]) -> str:
+    async def _source(self, known: KnownJob, sources: Sequence[bytes]) -> str:
         job = known.job.body
         if not known.source and (job.code or job.code_blob):
             limit = self._context.limits.bulk_message_bytes
@@ -399,6 +349,6 @@ class Working:
         known, source = self._known.get(key[0]), self.worker.sources.get(key)
         if known is not None and source is not None:
             for grant, unit_range in source.queue:
-                known.release(unit_range.batch, unit_range.units)
+                self._jobs.release(known, unit_range.batch, unit_range.units)
                 self._owed.pop(grant, None)
         self._handle(core.SourceGone(key))

@@ -366,6 +366,11 @@ class Ledgers:
                         found.append(JobId(StatementId(job)))
         return found
 
+    def has(self, job: JobId) -> bool:
+        """Whether there is a log of this job. One look at the disk at most."""
+        with self._lock:
+            return job in self._logs or self._path(job).exists()
+
     def open(self, job: JobId, each: EachRecord | None = None) -> ReplayReport:
         """Replay the log of a job from the disk and keep it open for :meth:`log`."""
         with self._lock:

@@ -48,6 +48,8 @@ class PeerLine(Message, frozen=True):
 
 
 class PeersReply(Message, frozen=True):
+    """Answer of ``own.peers``; ``complete`` is False for a sample."""
+
     peers: tuple[PeerLine, ...]
     complete: bool
 
@@ -56,9 +58,13 @@ class SubmitHeader(Message, frozen=True):
     """``own.submit``, a stream: the framed job, then each framed batch, then the end; answered by a framed Submitted."""
 
     batches: int
+    follow: bool = False
+    """After the answer, FollowEvents come on the same stream, as on ``own.follow`` with ``wait``."""
 
 
 class Submitted(Message, frozen=True):
+    """Answer within an ``own.submit`` stream: the job, or an error."""
+
     job: bytes
     keepers: int
     error: str = ""
@@ -101,6 +107,8 @@ class JobLine(Message, frozen=True):
 
 
 class JobsReply(Message, frozen=True):
+    """Answer of ``own.jobs``."""
+
     jobs: tuple[JobLine, ...]
 
 
@@ -147,6 +155,8 @@ class PutHeader(Message, frozen=True):
 
 
 class PutReply(Message, frozen=True):
+    """Answer within an ``own.put`` or ``own.get`` stream: the blob, or an error."""
+
     blob: bytes
     size_bytes: int
     copies: int
@@ -164,6 +174,8 @@ class GetHeader(Message, frozen=True):
 
 
 class CancelReply(Message, frozen=True):
+    """Answer of ``own.cancel``."""
+
     state: str
 
 
@@ -175,10 +187,14 @@ class InviteRequest(Message, frozen=True):
 
 
 class InviteReply(Message, frozen=True):
+    """Answer of ``own.invite``: the line to hand over."""
+
     text: str
 
 
 class EventLine(Message, frozen=True):
+    """Something that happened at this node, with its reason code."""
+
     wall_ms: int
     reason: str
     text: str

@@ -44,8 +44,8 @@ class Source:
         return len(self.text.splitlines())
 
     def within(self, *folders: str) -> bool:
-        """Whether the file lies in one of the folders."""
-        return any(self.path.startswith(folder.rstrip("/") + "/") for folder in folders)
+        """Whether the file is one of these, or lies in one of these folders."""
+        return any(f"{self.path}/".startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ BANS = (
     Ban(frozenset({"print"}), "logging; the commands print through their console", ("p2pgrid",), (WORKER,)),
     Ban(frozenset({"os.path.join"}), "pathlib's `/`; for a name from outside, safe_join", ("p2pgrid", "cli"), (WORKER,)),
     Ban(frozenset({"time.sleep"}), "waiting for the event itself, with a deadline", ("p2pgrid", "cli"), (WORKER,)),
-    Ban(frozenset({"os.fork", "os.forkpty"}), "subprocess.Popen of a small launcher: no fork once threads run", but_not=("cli/p2pgrid_cli/localgrid.py",)),
+    Ban(
+        frozenset({"os.fork", "os.forkpty"}),
+        "subprocess.Popen of a small launcher: no fork once threads run",
+        but_not=("cli/p2pgrid_cli/localgrid.py",),
+    ),
 )
 
 

@@ -21,7 +21,9 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> type[InPlacePool]:
 @pytest.fixture
 async def grid(tmp_path: Path, pool: type[InPlacePool]) -> AsyncIterator[Grid]:
     async with AsyncExitStack() as stack:
-        yield Grid(tmp_path, stack)
+        grid = Grid(tmp_path, stack)
+        yield grid
+        await grid.close_all()
 
 
 @pytest.fixture(autouse=True)

@@ -67,10 +67,11 @@ class InPlacePool:
     async def run(self, task: BatchTask, on_results: Callable[[BatchChunk], None]) -> None:
         kind = type(self)
         kind.ran.append(task)
+        assert not isinstance(task.inputs, bytes)
         for position, raw in enumerate(task.inputs):
             if kind.gate is not None:
                 await kind.gate.wait()
-            value = kind.compute(task.kind, decode(bytes(raw), Any))  # type: ignore[arg-type, call-arg]
+            value = kind.compute(task.kind, decode(bytes(raw), Any))
             on_results(BatchChunk(task.first + position, b"\0", [msgspec.Raw(encode(value))], 1000))
             await asyncio.sleep(0)
 
@@ -91,12 +92,17 @@ class Grid:
         self.folder = folder
         self.nodes: list[Node] = []
         self._stack = stack
+        self.started: list[Node] = []
+        """Every node that was ever begun."""
         self._gone: list[Node] = []
+        self._channels: list[Channel] = []
 
     def __getitem__(self, number: int) -> Node:
         return self.nodes[number]
 
-    async def add(self, *, cores: int = 0, storage_bytes: int = 64 << 20, home: str = "", roles: Sequence[str] = ROLES, **config: Any) -> Node:
+    async def add(
+        self, *, cores: int = 0, storage_bytes: int = 64 << 20, home: str = "", roles: Sequence[str] = ROLES, **config: Any
+    ) -> Node:
         """One more node, connected to all the others."""
         name = home or f"n{len(self.nodes)}"
         place = Home(self.folder / name, os.urandom)
@@ -109,11 +115,14 @@ class Grid:
         elif membership is None:
             invite = self.nodes[0].invite(tuple(roles), wall_ms() + DAY_MS)
             membership = memberships.accept_invite(place, parse_invite(invite, wall_ms()), wall_ms())
-        policy = Policy(cores=cores, storage_bytes=storage_bytes, memory_bytes=config.pop("memory_bytes", 0), native=config.pop("native", True))
+        policy = Policy(
+            cores=cores, storage_bytes=storage_bytes, memory_bytes=config.pop("memory_bytes", 0), native=config.pop("native", True)
+        )
         settings = NodeConfig(name=name, host="127.0.0.1", policy=policy, discover=False, **config)
         loop = asyncio.get_running_loop()
         node = Node(place, membership, settings, Ports(clock=loop.time, wall_ms=wall_ms, rng=random.Random(5), random_bytes=os.urandom))
         self._stack.push_async_callback(node.close)
+        self.started.append(node)
         await node.start()
         for other in self.living():
             await node.pool.session(other.context.me, other.pool.addresses())
@@ -139,9 +148,15 @@ class Grid:
         await node.close()
         node.home.close()
 
+    async def close_all(self) -> None:
+        """All at once: nobody waits for those that are gone already."""
+        for channel in self._channels:
+            await channel.close()
+        await asyncio.gather(*[node.close() for node in self.living()])
+
     async def channel(self, node: Node) -> Channel:
         channel = await Channel.open(node.home, wall_ms)
-        self._stack.push_async_callback(channel.close)
+        self._channels.append(channel)
         return channel
 
 
