@@ -23,7 +23,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.model.statement import Statement
 from p2pgrid.model.work import Decision, Grant, Receipt
 from p2pgrid.services.joblog import JobFile
-from p2pgrid.services.results import Payloads
+from p2pgrid.services.results import Payloads, root_of
 from p2pgrid.wire.envelope import Signed, open_envelope, peek, statement_id
 from p2pgrid.wire.messages import LogRecord
 
@@ -59,15 +59,31 @@ class KeptJob:
         self.sender = b""
         """Who brought it, as far as that is known since the start."""
         self.used_s = 0.0
+        self._borne_out = False
 
     @property
     def state(self) -> str:
+        """How far the job is, as far as this log tells: ``incomplete`` if it lacks, or contradicts, what was settled."""
         ledger = self.ledger
         if ledger.cancelled:
             return "cancelled"
-        if ledger.settled:
-            return "failed" if ledger.settled.body.failed else "done"
-        return "running"
+        if ledger.settled is None:
+            return "running"
+        if not self._bears_out(ledger.settled.body):
+            return "incomplete"
+        return "failed" if ledger.settled.body.failed else "done"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is missing that anybody else could have."""
+        return self.state not in ("running", "incomplete")
+
+    def _bears_out(self, settled: Settled) -> bool:
+        """Whether what is decided here is what the submitter settled. A keeper that holds something back is noticed so."""
+        ledger = self.ledger
+        if not self._borne_out and (ledger.done, ledger.failed) == (settled.done, settled.failed):
+            self._borne_out = root_of(ledger, range(ledger.layout.batches)) == settled.root
+        return self._borne_out
 
     def note(self, records: Sequence[LogRecord], cursors: Sequence[int]) -> None:
         """Remember where each payload lies in the log."""

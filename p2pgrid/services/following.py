@@ -164,6 +164,8 @@ class Follower:
             idle = self._view.lead.book.pending and not running
             self._quiet = self._quiet + 1 if idle and not results else 0
             note = waiting_note(self._view) if self._quiet >= QUIET_LOOKS else self._view.keepers_note
+        elif isinstance(self._view, KeptJob) and self._view.state == "incomplete":
+            note = "results are missing that the submitter settled, and nobody who can be reached has them"
         return FollowEvent(job_line(self._view), results, running, end, note)
 
 

@@ -289,7 +289,7 @@ class Keeping:
         if led is not None:
             return led
         kept = await self._here(job)
-        if kept is not None and kept.state != "running":
+        if kept is not None and kept.ended:
             return kept
         try:
             async with asyncio.timeout(COPY_S):
@@ -317,7 +317,7 @@ class Keeping:
             except P2PGridError as error:
                 self._context.tell(error.reason, f"reading job {short(job)} from {short(keeper)}: {error}")
                 continue
-            if kept.state != "running":
+            if kept.ended:
                 break
         return kept
 

@@ -94,7 +94,7 @@ class JobLine(Message, frozen=True):
     expires_ms: int
     role: str
     keepers: tuple[bytes, ...] = ()
-    workers: dict[bytes, int] = {}
+    workers: dict[bytes, int] = msgspec.field(default_factory=dict)
     """Decided units per worker."""
     conflicts: int = 0
     runtime: str = ""

@@ -14,6 +14,7 @@ from p2pgrid.core.membership import admit
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.job import Job, KeeperSet
+from p2pgrid.model.limits import Limits
 from p2pgrid.model.node import NodeInfo, Offer
 from p2pgrid.model.work import Grant
 from p2pgrid.net.hello import SessionSetup
@@ -52,7 +53,8 @@ class Outsider:
         def hello() -> Hello:
             return Hello(grid=self.grid.id, wall_ms=wall_ms(), credentials=self._chain, info=info)
 
-        setup = SessionSetup(self.me, hello, self.methods, lambda peer, said: Member(frozenset(ROLES)), self.node.config.limits, wall_ms)
+        limits = Limits(requests_per_peer=10_000)
+        setup = SessionSetup(self.me, hello, self.methods, lambda peer, said: Member(frozenset(ROLES)), limits, wall_ms)
         self.session = await open_session(connection, setup)
 
     async def close(self) -> None:

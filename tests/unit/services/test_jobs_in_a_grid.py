@@ -7,10 +7,11 @@ import asyncio
 import pytest
 
 from p2pgrid.errors import IntegrityError
+from p2pgrid.model import log as kinds
 from p2pgrid.model.job import Cancel, Derive, KeeperSet
 from p2pgrid.runtimes.tasks import Kind
 from p2pgrid.services import leading
-from p2pgrid.services.absorbing import KeptJob
+from p2pgrid.services.absorbing import KeptJob, absorb
 from p2pgrid.services.ledjob import LedJob
 from p2pgrid.wire.envelope import seal
 from tests.unit.services.grid_in_process import DAY_MS, Grid, InPlacePool, make_job, results, submit, until, wall_ms
@@ -37,6 +38,21 @@ async def test_results_come_in_order_and_three_keepers_have_the_log(grid: Grid) 
         assert set(kept.ledger.decisions) == set(led.ledger.decisions)
         assert set(kept.payload_at) == set(led.payload_at)
         assert kept.state == "done"
+
+
+async def test_a_log_that_lacks_what_was_settled_is_not_taken_for_the_whole(grid: Grid) -> None:
+    await grid.grow(3, cores=1)
+    channel, job = await submit(grid, grid[1], list(range(12)))
+    await results(channel, job)
+    led = grid[1].leading.jobs[job]
+    records, _ = led.file.read(0)
+    held_back = [record for record in records if record.kind == kinds.DECISION][-1]
+    for kept_records, state in ((records, "done"), ([record for record in records if record is not held_back], "incomplete")):
+        kept = KeptJob(led.job, led.file)
+        _, error = absorb(kept, kept_records, grid[1].context.grid.id, wall_ms())
+        assert error is None
+        assert kept.state == state
+        assert kept.ended == (state == "done")
 
 
 async def test_results_larger_than_one_push_reach_the_keepers_whole(grid: Grid, pool: type[InPlacePool]) -> None:
