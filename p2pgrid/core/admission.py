@@ -27,6 +27,10 @@ TIMEOUT_S_MAX = 31 * 86_400.0
 """A month: also what keeps a time-out finite."""
 
 
+KEPT_MS_MAX = 400 * 24 * 3600 * 1000
+"""Nobody may ask a node to keep a job for longer."""
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The owner's terms for this node."""
 
@@ -91,6 +95,8 @@ def refuse_keeping(job: Job, kept: int, used_bytes: int, policy: Policy, limits:
     """Why this node does not keep a job, or None if it does. ``used_bytes``: storage taken already."""
     if job.expires_ms < now_ms:
         return Reason.EXPIRED
+    if job.expires_ms > now_ms + KEPT_MS_MAX:
+        return Reason.MALFORMED
     size_bytes = sum(batch.size_bytes for batch in job.manifest) + len(job.code)
     if kept >= limits.jobs_kept or used_bytes + size_bytes > policy.storage_bytes:
         return Reason.KEEPER_FULL

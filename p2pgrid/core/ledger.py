@@ -4,10 +4,10 @@
 2. A receipt counts only for units that its grant leased to its author (S1). First hand, from its worker, it
    counts once for each unit of the grant; merged from others, a worker that said two things is kept, within a bound.
 3. A decision counts only if the receipts it cites are here, cover its units and bear it out (S1).
-4. A decided unit keeps its answer. A second, different decision makes it ``conflict``, and it is shown: an
-   answer stands before a unit given up, then the smaller (epoch, author, digest) stands (S2).
+4. A decided unit keeps its answer. A second, different decision makes it ``conflict``, and it is shown: the
+   smaller epoch stands, within it an answer before a unit given up, then the smaller (author, digest) (S2).
 5. A decided unit on which answers differ, whether they came before or after, is ``doubted`` (quorums above one).
-6. Grants and decisions come from a node that the submitter ever named lead or keeper of this job.
+6. Grants and decisions of epoch 0 come from a node that the submitter named lead, later ones also from a keeper.
 7. After a cancel, receipts are dropped; earlier decisions stay.
 
 Memory is columns: a unit costs five bytes here plus 33 in its receipt. Single words are kept per unit
@@ -61,8 +61,8 @@ WORDS_PER_UNIT_MAX = 8
 """How often the units of one grant may be answered in receipts that others vouch for: a worker that says many
 things about one unit is a liar, and fills no ledger with it."""
 
-Rank = tuple[bool, int, bytes, bytes]
-"""(given up, epoch, author, digest) of a decision on a unit: the smallest stands."""
+Rank = tuple[int, bool, bytes, bytes]
+"""(epoch, given up, author, digest) of a decision on a unit: the smallest stands, so nobody overrules an earlier epoch."""
 
 
 class Found(NamedTuple):
@@ -314,7 +314,7 @@ class Ledger:
         old = self.find(entry.batch, unit)
         body = self.receipt_list[ordinal].body
         digest = digest_at(body, position_in(body, entry.batch, unit))
-        rank = (entry.outcome not in ANSWERS, decision.body.epoch, decision.author, digest)
+        rank = (decision.body.epoch, entry.outcome not in ANSWERS, decision.author, digest)
         given_up = entry.outcome not in ANSWERS and old is not None and old.outcome not in ANSWERS
         if old is None or given_up or (old.digest == digest and old.outcome == entry.outcome):
             if key in self._standing:
@@ -357,8 +357,8 @@ class Ledger:
             decision = self.decisions[known]
             covers = any(entry.batch == batch and entry.start <= unit < entry.start + entry.units for entry in decision.body.entries)
             if covers and decision is not newest:
-                ranks.append((given_up, decision.body.epoch, decision.author, old.digest))
-        return min(ranks, default=(given_up, newest.body.epoch, newest.author, old.digest))
+                ranks.append((decision.body.epoch, given_up, decision.author, old.digest))
+        return min(ranks, default=(newest.body.epoch, given_up, newest.author, old.digest))
 
     def _count(self, batch: int, state: int, units: int) -> None:
         if state == DONE:

@@ -133,7 +133,7 @@ class BlobInfo(Message, frozen=True):
 
 
 class BlobRead(Message, frozen=True):
-    """``blob.read``, a stream: chunks ``first .. first + count - 1`` follow, each with a 4-byte length."""
+    """``blob.read``, a stream: chunks ``first .. first + count - 1`` follow, each with its number and its size (4 bytes each)."""
 
     blob: bytes
     first: int

@@ -288,7 +288,10 @@ def test_the_rank_of_an_answer_is_the_smallest_of_all_decisions_for_it() -> None
     assert digests == {digest("x")}
 
 
-def test_an_answer_stands_before_a_unit_given_up_in_any_order() -> None:
+@pytest.mark.parametrize(("epoch", "state", "counts"), [(0, DONE, (1, 0)), (9, FAILED, (0, 1))])
+def test_within_an_epoch_an_answer_stands_before_a_unit_given_up_and_a_later_epoch_overrules_neither(
+    epoch: int, state: int, counts: tuple[int, int]
+) -> None:
     for order in (0, 1):
         ledger = ledger_of(1)
         one = UnitRange(0, 0, 1)
@@ -296,12 +299,12 @@ def test_an_answer_stands_before_a_unit_given_up_in_any_order() -> None:
         answers = [receipt(leases[0], value="none", outcomes=bytes([DIED])), receipt(leases[1])]
         made = [
             decision(ledger, answers[:1], entry(0, 0, 1, (0,), value="none", outcome=DIED)),
-            decision(ledger, answers[1:], entry(0, 0, 1, (0,)), epoch=9),
+            decision(ledger, answers[1:], entry(0, 0, 1, (0,)), epoch=epoch),
         ]
         for statement in (*leases, *answers, *(made if order else reversed(made))):
             ledger.add(statement)
-        assert ledger.state(0, 0) == DONE
-        assert (ledger.done, ledger.failed) == (1, 0)
+        assert ledger.state(0, 0) == state
+        assert (ledger.done, ledger.failed) == counts
         assert ledger.conflicts == {(0, 0)}
         ledger.check()
 

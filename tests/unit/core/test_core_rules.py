@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from p2pgrid.core.admission import Policy, check_job, refuse_keeping, refuse_work
+from p2pgrid.core.admission import KEPT_MS_MAX, Policy, check_job, refuse_keeping, refuse_work
 from p2pgrid.core.keeping import PushBook, draw_keepers, workers_of
 from p2pgrid.core.layout import Layout
 from p2pgrid.core.quorum import Answer, judge
@@ -147,9 +147,11 @@ def test_work_is_refused_with_its_reason() -> None:
 def test_keeping_is_bounded_by_jobs_storage_and_time() -> None:
     job = job_of(4).body
     policy = Policy(storage_bytes=1000)
-    assert refuse_keeping(job, 0, 0, policy, DEFAULT_LIMITS, 0) is None
-    assert refuse_keeping(job, 0, 950, policy, DEFAULT_LIMITS, 0) == Reason.KEEPER_FULL
-    assert refuse_keeping(job, DEFAULT_LIMITS.jobs_kept, 0, policy, DEFAULT_LIMITS, 0) == Reason.KEEPER_FULL
+    now_ms = job.expires_ms - 1000
+    assert refuse_keeping(job, 0, 0, policy, DEFAULT_LIMITS, now_ms) is None
+    assert refuse_keeping(job, 0, 950, policy, DEFAULT_LIMITS, now_ms) == Reason.KEEPER_FULL
+    assert refuse_keeping(job, DEFAULT_LIMITS.jobs_kept, 0, policy, DEFAULT_LIMITS, now_ms) == Reason.KEEPER_FULL
+    assert refuse_keeping(job, 0, 0, policy, DEFAULT_LIMITS, now_ms - KEPT_MS_MAX) == Reason.MALFORMED
     assert refuse_keeping(job, 0, 0, policy, DEFAULT_LIMITS, 1 << 60) == Reason.EXPIRED
 
 
