@@ -174,8 +174,6 @@ class Owner:
             complete=peers.complete,
             jobs=(await self._jobs())[:50],
             events=tuple(self._events)[-20:],
-            bytes_sent=0,
-            bytes_received=0,
             wall_ms=self._context.wall_ms(),
             units_done=self._status().done,
         )

@@ -74,10 +74,9 @@ class Submitted(Message, frozen=True):
 
 
 class JobRequest(Message, frozen=True):
-    """Names a job: ``own.follow``, ``own.cancel``, ``own.job``. ``wait``: until it has ended."""
+    """Names a job: ``own.follow``, ``own.cancel``, ``own.job``."""
 
     job: bytes
-    wait: bool = False
 
 
 class JobLine(Message, frozen=True):
@@ -103,7 +102,6 @@ class JobLine(Message, frozen=True):
     final_first: int = 0
     """Number of the first of these units."""
     map_units: int = 0
-    note: str = ""
 
 
 class JobsReply(Message, frozen=True):
@@ -117,7 +115,6 @@ class FollowHeader(Message, frozen=True):
 
     job: bytes
     wait: bool
-    values: bool = True
 
 
 class ResultSpan(Message, frozen=True):
@@ -208,7 +205,5 @@ class Snapshot(Message, frozen=True):
     complete: bool
     jobs: tuple[JobLine, ...]
     events: tuple[EventLine, ...]
-    bytes_sent: int
-    bytes_received: int
     wall_ms: int
     units_done: int = msgspec.field(default=0)

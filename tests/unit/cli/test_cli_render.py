@@ -83,8 +83,6 @@ SNAPSHOT = Snapshot(
     complete=True,
     jobs=JOBS,
     events=(EventLine(1_700_000_000_000, "done", "job aqcaibae done"),),
-    bytes_sent=0,
-    bytes_received=0,
     wall_ms=1_700_000_300_000,
 )
 
