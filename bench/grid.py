@@ -1,7 +1,7 @@
 """p2pgrid under test: four node processes on loopback, everything on.
 
-A lead without cores, two workers with one core each, and one node that only keeps. The three that do not lead are the
-job's three keepers. The client is this process, over the owner's channel, as ``p2pgrid run`` is.
+The submitter's node, which leads and works, as a user's own node does; a second worker; and two nodes that only keep,
+so that the three that do not lead are the job's three keepers. The client is this process, over the owner's channel, as ``p2pgrid run`` is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROFILABLE = {"lead": 0, "worker": 1, "keeper": 3}
 DAY_MS = 24 * 3600 * 1000
 PROFILE_VARIABLE = "P2PGRID_BENCH_PROFILE"
 SCRIPT = parse_script("def work(item):\n    return item\n", "noop.py")
-NODES = (("lead", 0), ("worker node", 1), ("worker node", 1), ("keeper", 0))
+NODES = (("lead and worker", 1), ("worker node", 1), ("keeper", 0), ("keeper", 0))
 """(role, cores), the founder of the grid first."""
 T = TypeVar("T")
 
