@@ -9,7 +9,6 @@ import platform
 import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 
 import msgspec
 
@@ -321,9 +320,3 @@ class Node:
         if peers:
             with suppress(P2PGridError):
                 self.home.write_private(PEERS_FILE, json.dumps(peers).encode())
-
-
-def default_home() -> Path:
-    """The home when neither ``--home`` nor ``P2PGRID_HOME`` says otherwise."""
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(os.environ.get("P2PGRID_HOME") or Path(base).expanduser() / "p2pgrid")

@@ -42,9 +42,6 @@ class Place(NamedTuple):
     port: int
 
 
-NOWHERE = Place("0.0.0.0", 0)  # noqa: S104 -- a placeholder for this node itself, never bound or dialled
-
-
 class _Host(NamedTuple):
     text: str
     packed: bytes

@@ -31,7 +31,6 @@ JobId = NewType("JobId", StatementId)
 KEY_BYTES = 32
 DIGEST_BYTES = 32
 DHT_ID_BYTES = 20
-SHORT_CHARS = 8
 
 
 def dht_id_of_key(key: bytes) -> DhtId:

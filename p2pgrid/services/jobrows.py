@@ -8,15 +8,35 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from p2pgrid.core.ledger import Ledger
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import JobId
+from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.services.context import Context
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.store.index import JobRow
+from p2pgrid.wire.envelope import Signed
 
 RETRY_S = 0.5
 CLOSE_S = 2.0
+
+
+def job_row(job: Signed[Job], ledger: Ledger, role: str, state: str) -> JobRow:
+    """What the index says of a job that is led or kept here."""
+    body = job.body
+    return JobRow(
+        id=JobId(job.id),
+        role=role,
+        name=body.name,
+        submitter=job.author,
+        created_ms=body.created_ms,
+        expires_ms=body.expires_ms,
+        state=state,
+        units=ledger.layout.units,
+        done=ledger.done,
+        failed=ledger.failed,
+    )
 
 
 class JobRows:

@@ -28,11 +28,10 @@ from p2pgrid.net.rpc import Session
 from p2pgrid.services.absorbing import STATEMENTS, KeptJob, absorb, merge
 from p2pgrid.services.context import Context
 from p2pgrid.services.joblog import READ_BYTES, JobFile
-from p2pgrid.services.jobrows import JobRows
+from p2pgrid.services.jobrows import JobRows, job_row
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.results import Payloads
 from p2pgrid.services.tasks import Tasks
-from p2pgrid.store.index import JobRow
 from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, open_envelope
@@ -243,21 +242,7 @@ class Keeping:
                 await self._announce(job)
 
     def _index(self, kept: KeptJob) -> None:
-        body, ledger = kept.job.body, kept.ledger
-        self._rows.put(
-            JobRow(
-                id=kept.id,
-                role=kept.role,
-                name=body.name,
-                submitter=kept.job.author,
-                created_ms=body.created_ms,
-                expires_ms=body.expires_ms,
-                state=kept.state,
-                units=ledger.layout.units,
-                done=ledger.done,
-                failed=ledger.failed,
-            )
-        )
+        self._rows.put(job_row(kept.job, kept.ledger, kept.role, kept.state))
 
     def forget_led(self, job: JobId) -> None:
         """A job that was led here has ended long ago: from now on it is read from the disk."""

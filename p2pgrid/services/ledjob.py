@@ -15,6 +15,7 @@ from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import DecisionEntry
 from p2pgrid.services.joblog import JobFile
+from p2pgrid.services.jobrows import job_row
 from p2pgrid.services.results import Payloads
 from p2pgrid.store.index import JobRow
 from p2pgrid.store.offload import Offload
@@ -54,19 +55,7 @@ class LedJob:
 
     def row(self) -> JobRow:
         """What the index says of it."""
-        body, ledger = self.job.body, self.ledger
-        return JobRow(
-            id=self.id,
-            role="led",
-            name=body.name,
-            submitter=self.job.author,
-            created_ms=body.created_ms,
-            expires_ms=body.expires_ms,
-            state=self.state,
-            units=ledger.layout.units,
-            done=ledger.done,
-            failed=ledger.failed,
-        )
+        return job_row(self.job, self.ledger, "led", self.state)
 
 
 class Batches:

@@ -15,7 +15,6 @@ from p2pgrid.errors import IntegrityError
 from p2pgrid.model.ids import KEY_BYTES
 from p2pgrid.model.reasons import Reason
 
-SIGNATURE_BYTES = 64
 _P = 2**255 - 19
 # The y coordinates of the eight points of small order on edwards25519: 0, 1, -1 and the two of order eight.
 _Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
