@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
 import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -15,10 +13,10 @@ import msgspec
 from p2pgrid import __version__
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import Contact
-from p2pgrid.dht.carrier import UdpCarrier
 from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtContext
 from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError
+from p2pgrid.machine import Machine, ThisMachine
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
 from p2pgrid.model.node import Address, NodeInfo, Offer
@@ -27,8 +25,6 @@ from p2pgrid.net.api import Clock, WallClock
 from p2pgrid.net.messages import Hello
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.pool import Pool
-from p2pgrid.net.tls import TlsTransport
-from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import PoolPolicy
 from p2pgrid.services.context import Context
 from p2pgrid.services.keeping import Keeping
@@ -43,8 +39,6 @@ from p2pgrid.store.disk import disk_errors
 from p2pgrid.store.home import Home
 from p2pgrid.store.index import Index
 from p2pgrid.store.ledger import Ledgers
-from p2pgrid.store.ledger_writer import LedgerWriter
-from p2pgrid.store.offload import ThreadOffload
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.messages import NodeStatus
 
@@ -79,8 +73,10 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 class Node:
     """One running node of one home. The home must be locked by the caller."""
 
-    def __init__(self, home: Home, membership: HomeMembership, config: NodeConfig, ports: Ports) -> None:
+    def __init__(self, home: Home, membership: HomeMembership, config: NodeConfig, ports: Ports, machine: Machine | None = None) -> None:
+        """``machine``: what it runs on; by default the one of this process."""
         self.home = home
+        self.machine = machine or ThisMachine()
         self.membership = membership
         self.config = config
         self.ports = ports
@@ -105,7 +101,7 @@ class Node:
         self.home.announce(*self._owner_address())
 
     def _open_disk(self) -> None:
-        home, ports = self.home, self.ports
+        home, ports, machine = self.home, self.ports, self.machine
         self.index, self.index_report = Index.open(home.index)
         scan = self.index_report.rebuilt or not self.index_report.was_clean
         storage = self.config.policy.storage_bytes
@@ -117,12 +113,13 @@ class Node:
             now_ms=ports.wall_ms(),
             scan=scan,
             owner_quota=self._quota_of,
+            disk=machine.disk,
             limits=self.config.limits,
         )
-        self.ledgers = Ledgers(home.ledger, ports.random_bytes, limits=self.config.limits)
-        self.log_port = LedgerWriter(self.ledgers)
+        self.ledgers = Ledgers(home.ledger, ports.random_bytes, disk=machine.disk, limits=self.config.limits)
+        self.log_port = machine.log_port(self.ledgers)
         self._closing.callback(self.log_port.close)
-        self.offload = ThreadOffload()
+        self.offload = machine.offload()
         self._closing.push_async_callback(self.offload.close)
 
     def _quota_of(self, owner: bytes) -> int | None:
@@ -133,7 +130,7 @@ class Node:
         """One port number for TCP and UDP; without a wish for one, another is tried when it is half taken."""
         config, ports = self.config, self.ports
         for attempt in range(PORT_TRIES):
-            transport = TlsTransport(self.key, config.host, config.port, limits=config.limits)
+            transport = self.machine.transport(self.key, config.host, config.port, config.limits)
             self.pool = Pool(
                 NodeKey(self.key.public),
                 [transport],
@@ -155,7 +152,7 @@ class Node:
                 rng=ports.rng,
                 limits=config.limits,
             )
-            self.dht = GridServer(context, UdpCarrier(config.host, port=self.port))
+            self.dht = GridServer(context, self.machine.carrier(config.host, self.port))
             try:
                 await self.dht.start()
             except BaseException as error:
@@ -186,6 +183,7 @@ class Node:
             log_port=self.log_port,
             index=self.index,
             offload=self.offload,
+            disk=self.machine.disk,
         )
         inputs = self.home.work / "inputs"
         with disk_errors("preparing the folder for inputs"):
@@ -193,7 +191,7 @@ class Node:
             for left in (*inputs.iterdir(), *self.home.work.glob("put-*")):
                 left.unlink()
         self.context = context
-        self.workers = WorkerPool(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)))
+        self.workers = self.machine.workers(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)), self.offload)
         self.peers = Peers(context, self.pool, self.dht, self.info)
         self.storing = Storing(context, self.peers, self.dht)
         self.keeping = Keeping(context, self.peers, self.dht, self.home.ledger)
@@ -270,10 +268,8 @@ class Node:
     def info(self) -> NodeInfo:
         """This node's addresses and offer."""
         policy = self.config.policy
-        machine = f"{platform.system().lower()}-{platform.machine().lower()}"
-        python = ".".join(platform.python_version_tuple()[:2])
         runtimes = policy.runtimes if policy.cores else ()
-        offer = Offer(policy.cores, policy.memory_bytes, policy.storage_bytes, machine, python, runtimes)
+        offer = Offer(policy.cores, policy.memory_bytes, policy.storage_bytes, self.machine.platform, self.machine.python, runtimes)
         roles = tuple(sorted(self.member.roles))
         return NodeInfo(self.pool.addresses(), roles, __version__, self.config.name, offer)
 
@@ -281,7 +277,6 @@ class Node:
         """This node's live state."""
         worker = self.working.worker
         cores = self.config.policy.cores
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         return NodeStatus(
             free_cores=max(0, cores - worker.running),
             running=worker.running,
@@ -289,7 +284,7 @@ class Node:
             done=self.working.done,
             storage_used_bytes=self.blobs.usage().used_bytes,
             uptime_s=self.ports.clock() - self._started_s,
-            load=load,
+            load=self.machine.load(),
             jobs_kept=len(self.keeping.jobs),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -132,3 +132,19 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The interpreter for workers; empty for the running one."""
     path: tuple[str, ...] = ()
     """Folders for every worker's ``sys.path``, behind the job's own."""
+
+
+class Workers(Protocol):
+    """Where units run (see :class:`~p2pgrid.runtimes.pool.WorkerPool`)."""
+
+    async def start(self) -> None:
+        """Prepare. Call before anything else."""
+
+    async def run(self, task: BatchTask, on_results: OnResults) -> None:
+        """Run a batch; every unit is handed to ``on_results`` exactly once, in order."""
+
+    async def cancel(self, job: bytes) -> None:
+        """Stop everything of a job."""
+
+    async def close(self) -> None:
+        """End all. Bounded in time."""

@@ -13,6 +13,7 @@ from p2pgrid.model.membership import Grid, Member
 from p2pgrid.net.api import Clock, WallClock
 from p2pgrid.net.methods import Methods
 from p2pgrid.store.blobs import BlobStore
+from p2pgrid.store.disk import Disk
 from p2pgrid.store.index import Index
 from p2pgrid.store.ledger import Ledgers
 from p2pgrid.store.ledger_writer import LedgerPort
@@ -40,6 +41,7 @@ class Context:
     log_port: LedgerPort
     index: Index
     offload: Offload
+    disk: Disk
     events: list[Callable[[str, str], None]] = field(default_factory=list)
     """Listeners for what an owner may want to see: (reason code, sentence)."""
 

@@ -26,8 +26,7 @@ from p2pgrid.model.membership import Member
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import NO_INPUT, Grant
 from p2pgrid.net.rpc import Session
-from p2pgrid.runtimes.pool import WorkerPool
-from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind
+from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind, Workers
 from p2pgrid.services.context import Context
 from p2pgrid.services.delivering import Delivering, Source
 from p2pgrid.services.inputfiles import InputFiles
@@ -51,13 +50,13 @@ PULL_S = 15.0
 class Working:
     """Pulls, runs, and hands results to :class:`Delivering`."""
 
-    def __init__(self, context: Context, peers: Peers, storing: Storing, pool: WorkerPool, inputs: Path) -> None:
+    def __init__(self, context: Context, peers: Peers, storing: Storing, pool: Workers, inputs: Path) -> None:
         """``inputs``: a folder for small input files; nothing in it outlives the node."""
         self._context = context
         self._peers = peers
         self._storing = storing
         self._pool = pool
-        self._inputs = InputFiles(inputs, context.offload)
+        self._inputs = InputFiles(inputs, context.offload, context.disk)
         self._tasks = Tasks("working")
         self._delivering = Delivering(context, peers, storing)
         self._jobs = KnownJobs()

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from p2pgrid import node as node_module
 from p2pgrid.client.channel import Channel
 from p2pgrid.client.running import Outcome, collect
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import parse_invite
+from p2pgrid.machine import ThisMachine
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.model.job import BatchRef, Derive, Job
@@ -199,5 +199,5 @@ async def results(channel: Channel, job: JobId, *, wait: bool = True) -> tuple[d
 
 def use_in_place_pool(monkeypatch: pytest.MonkeyPatch) -> type[InPlacePool]:
     InPlacePool.reset()
-    monkeypatch.setattr(node_module, "WorkerPool", InPlacePool)
+    monkeypatch.setattr(ThisMachine, "workers", lambda machine, folder, policy, offload: InPlacePool(folder, policy))
     return InPlacePool

@@ -1,0 +1,82 @@
+"""What a node runs on: the disk, the network, threads and worker processes of one machine, behind one protocol.
+
+A node is made of protocol logic and of these parts. :class:`ThisMachine` gives it the real ones; the simulator gives
+it a machine of its own, and the node cannot tell.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Protocol
+
+from p2pgrid.dht.carrier import Carrier, UdpCarrier
+from p2pgrid.model.limits import Limits
+from p2pgrid.net.api import Transport
+from p2pgrid.net.tls import TlsTransport
+from p2pgrid.runtimes.pool import WorkerPool
+from p2pgrid.runtimes.tasks import PoolPolicy, Workers
+from p2pgrid.store.disk import Disk
+from p2pgrid.store.ledger import Ledgers
+from p2pgrid.store.ledger_writer import LedgerPort, LedgerWriter
+from p2pgrid.store.offload import Offload, ThreadOffload
+from p2pgrid.wire.keys import SigningKey
+
+
+class Machine(Protocol):
+    """The parts that a node takes from the machine it runs on."""
+
+    @property
+    def disk(self) -> Disk:
+        """The disk it writes to."""
+
+    platform: str
+    """System and processor, as ``linux-x86_64``."""
+    python: str
+    """Major and minor version of the interpreter for units."""
+
+    def transport(self, key: SigningKey, host: str, port: int, limits: Limits) -> Transport:
+        """A way to and from other nodes, not yet started. ``port`` 0: any free one."""
+
+    def carrier(self, host: str, port: int) -> Carrier:
+        """Datagrams on one port, not yet open."""
+
+    def offload(self) -> Offload:
+        """Where blocking calls go."""
+
+    def log_port(self, ledgers: Ledgers) -> LedgerPort:
+        """The writer of the job logs."""
+
+    def workers(self, folder: Path, policy: PoolPolicy, offload: Offload) -> Workers:
+        """Where units run. ``folder`` is theirs alone."""
+
+    def load(self) -> float:
+        """Processes that want to run, as the system counts them; 0 where it does not."""
+
+
+class ThisMachine:
+    """The machine that this process runs on."""
+
+    def __init__(self) -> None:
+        self.disk = Disk()
+        self.platform = f"{platform.system().lower()}-{platform.machine().lower()}"
+        self.python = ".".join(platform.python_version_tuple()[:2])
+
+    def transport(self, key: SigningKey, host: str, port: int, limits: Limits) -> Transport:
+        return TlsTransport(key, host, port, limits=limits)
+
+    def carrier(self, host: str, port: int) -> Carrier:
+        return UdpCarrier(host, port=port)
+
+    def offload(self) -> Offload:
+        return ThreadOffload()
+
+    def log_port(self, ledgers: Ledgers) -> LedgerPort:
+        return LedgerWriter(ledgers)
+
+    def workers(self, folder: Path, policy: PoolPolicy, offload: Offload) -> Workers:
+        return WorkerPool(folder, policy)
+
+    def load(self) -> float:
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
