@@ -1,17 +1,20 @@
 """Keeps the pages in step with the code: `python docs/generate.py` writes what can be derived, and says what cannot.
 
-Derived are the page of reason codes, the index of messages, and the type column of the field tables in docs/spec. The
-order of fields and what they mean is written by hand; where it is not the order of the code, that is a complaint, and so
-is a message without a heading. A test runs the same functions and fails when a page is stale.
+Derived are the page of reason codes, the index of messages, the page of scenario files, and the type column of the field
+tables in docs/spec. There the order of fields and what they mean is written by hand; where it is not the order of the
+code, that is a complaint, and so is a message without a heading. A test runs the same functions and fails when a page is
+stale.
 """
 
 from __future__ import annotations
 
+import ast
 import enum
 import importlib
 import inspect
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -21,6 +24,7 @@ from typing import Any
 import msgspec
 
 from p2pgrid.model.reasons import Reason
+from p2pgrid.testing import scenario as scenarios
 
 DOCS = Path(__file__).resolve().parent
 SPEC = DOCS / "spec"
@@ -177,9 +181,143 @@ def messages_page() -> str:
     return "".join(parts)
 
 
+# -- scenario files ----------------------------------------------------------------------------
+
+GRIDS = DOCS.parent / "scenarios" / "grids"
+SCENARIO_TABLES = (
+    ("The file itself", scenarios.GridScenario, "Keys before the first table."),
+    ("`[network]`", scenarios.NetworkPlan, ""),
+    ("`[[nodes]]`", scenarios.NodePlan, ""),
+    ("`[[faults]]`", scenarios.FaultPlan, ""),
+    ("`[[jobs]]`", scenarios.JobPlan, ""),
+    ("`[[files]]`", scenarios.FilePlan, ""),
+    ("`[expect]`", scenarios.Expectations, ""),
+    ("`[core]`", scenarios.CorePlan, ""),
+)
+SCENARIO_HEAD = """\
+# Scenario files
+
+A scenario describes a simulated grid: machines of some kinds, the network between them, what goes wrong, which jobs and
+files there are, and what must hold at the end. `p2pgrid simulate FILE --seed N` runs it. The invariants are checked
+in every run, whatever a scenario expects. From Python, `p2pgrid.testing.scenario` has `load`, `parse` and `plan`.
+
+```toml
+about = "Half of the machines die while they work."
+
+[[nodes]]
+kind = "founder"
+
+[[nodes]]
+kind = "peer"
+count = [8, 29]
+storage_bytes = "64MiB"
+
+[[faults]]
+kind = "crash"
+share = 0.5
+at_s = [11, 18]
+
+[[jobs]]
+units = [150, 200]
+```
+
+Files are TOML. What the tables below call *span* is a number, or `[low, high]`: then each seed draws its own, with equal
+chance. A *count* is the same in whole numbers. So one file describes a family of grids, and a seed picks one of them; the
+same seed always picks the same. Machines, faults, jobs and files draw independently: one more fault leaves the machines
+as they were. Times and durations are virtual seconds from the start of the run (`_s`); sizes (`_bytes`) are numbers or texts as
+`"64MiB"`. A key or a word that does not exist, a number out of bounds, or a fault that could never happen is refused with its
+place in the file and exit code 65.
+
+This page is written by `python docs/generate.py` from `p2pgrid/testing/scenario.py`.
+"""
+
+
+def meanings(source: str) -> dict[str, str]:
+    """What the text below each field of a class says; empty where there is none."""
+    found = dict[str, str]()
+    body = ast.parse(textwrap.dedent(source)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    field = ""
+    for statement in body.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            field = statement.target.id
+            found[field] = ""
+        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and field:
+            found[field] = inspect.cleandoc(str(statement.value.value)).replace("\n", " ").replace("``", "`")
+            field = ""
+    return found
+
+
+def meanings_of(form: type[Any]) -> dict[str, str]:
+    """The same of a struct, without what is never written in a file."""
+    return {field: text for field, text in meanings(inspect.getsource(form)).items() if field != "folder"}
+
+
+def toml_type(kind: Any) -> str:
+    """What a key takes, in words."""
+    if kind == scenarios.Span:
+        return "span"
+    if kind == scenarios.Count:
+        return "count"
+    if typing.get_origin(kind) is tuple:
+        return f"list of {toml_type(typing.get_args(kind)[0])}"
+    names = {float: "number", int: "whole number", str: "text", bool: "true or false"}
+    return names.get(kind, "table")
+
+
+def toml_value(value: Any) -> str:
+    """A default as it would be written."""
+    if value is msgspec.NODEFAULT:
+        return "must be given"
+    if isinstance(value, msgspec.Struct):
+        return "its defaults"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, tuple):
+        return f"`[{', '.join(toml_value(part).strip('`') for part in value)}]`"
+    if isinstance(value, int) and value >= 1 << 20 and value % (1 << 20) == 0:
+        return f'`"{value >> 20}MiB"`'
+    return f"`{value:,.0f}`".replace(",", "_") if value >= 10_000 else f"`{value:g}`"
+
+
+def scenario_table(form: type[Any]) -> str:
+    """The rows of one table of a scenario file."""
+    hints, texts = typing.get_type_hints(form), meanings_of(form)
+    rows = [f"<!-- {form.__name__} -->", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for field in msgspec.structs.fields(form):
+        if field.name in texts:
+            default = "name of the file" if field.name == "name" and form is scenarios.GridScenario else toml_value(field.default)
+            rows.append(f"| `{field.name}` | {toml_type(hints[field.name])} | {default} | {texts[field.name]} |")
+    return "\n".join(rows) + "\n"
+
+
+def scenarios_page() -> str:
+    """The page of scenario files."""
+    parts = [SCENARIO_HEAD]
+    for title, form, text in SCENARIO_TABLES:
+        about = text or inspect.cleandoc(form.__doc__ or "").replace("``", "`")
+        parts.append(f"\n## {title}\n\n{about}\n\n{scenario_table(form)}")
+        if form is scenarios.FaultPlan:
+            rows = [f"| `{kind}` | {meaning} |" for kind, meaning in scenarios.FAULT_MEANINGS.items()]
+            parts.append(
+                "\nThe kinds, and what they do to each machine they strike:\n\n| kind | what happens |\n|---|---|\n"
+                + "\n".join(rows)
+                + "\n"
+            )
+    rows = [f"| [{path.stem}](../../scenarios/grids/{path.name}) | {scenarios.load(path).about} |" for path in sorted(GRIDS.glob("*.toml"))]
+    parts.append("\n## Scenarios that come with p2pgrid\n\n| scenario | what it shows |\n|---|---|\n" + "\n".join(rows) + "\n")
+    return "".join(parts)
+
+
 def derived_pages() -> dict[Path, str]:
     """The pages that nobody writes by hand."""
-    return {SPEC / MESSAGES_PAGE: messages_page(), DOCS / "reference" / "reasons.md": reasons_page()}
+    return {
+        SPEC / MESSAGES_PAGE: messages_page(),
+        DOCS / "reference" / "reasons.md": reasons_page(),
+        DOCS / "reference" / "scenario-files.md": scenarios_page(),
+    }
 
 
 def main() -> int:

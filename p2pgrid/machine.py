@@ -15,12 +15,12 @@ from p2pgrid.dht.carrier import Carrier, UdpCarrier
 from p2pgrid.model.limits import Limits
 from p2pgrid.net.api import Transport
 from p2pgrid.net.tls import TlsTransport
+from p2pgrid.offload import Offload, ThreadOffload
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import PoolPolicy, Workers
 from p2pgrid.store.disk import Disk
 from p2pgrid.store.ledger import Ledgers
 from p2pgrid.store.ledger_writer import LedgerPort, LedgerWriter
-from p2pgrid.store.offload import Offload, ThreadOffload
 from p2pgrid.wire.keys import SigningKey
 
 
@@ -76,7 +76,7 @@ class ThisMachine:
         return LedgerWriter(ledgers)
 
     def workers(self, folder: Path, policy: PoolPolicy, offload: Offload) -> Workers:
-        return WorkerPool(folder, policy)
+        return WorkerPool(folder, policy, offload)
 
     def load(self) -> float:
         return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

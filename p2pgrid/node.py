@@ -43,6 +43,8 @@ from p2pgrid.wire.codec import encode
 from p2pgrid.wire.messages import NodeStatus
 
 PORT_TRIES = 8
+LOG_CLOSE_S = 5.0
+"""For the disk to take what is queued when the node ends."""
 PEERS_FILE = "peers.json"
 
 
@@ -102,7 +104,7 @@ class Node:
 
     def _open_disk(self) -> None:
         home, ports, machine = self.home, self.ports, self.machine
-        self.index, self.index_report = Index.open(home.index)
+        self.index, self.index_report = Index.open(home.index, sync=machine.disk.syncs)
         scan = self.index_report.rebuilt or not self.index_report.was_clean
         storage = self.config.policy.storage_bytes
         self._closing.callback(self.index.close)
@@ -118,7 +120,7 @@ class Node:
         )
         self.ledgers = Ledgers(home.ledger, ports.random_bytes, disk=machine.disk, limits=self.config.limits)
         self.log_port = machine.log_port(self.ledgers)
-        self._closing.callback(self.log_port.close)
+        self._closing.callback(self.log_port.close, LOG_CLOSE_S)
         self.offload = machine.offload()
         self._closing.push_async_callback(self.offload.close)
 
@@ -187,9 +189,9 @@ class Node:
         )
         inputs = self.home.work / "inputs"
         with disk_errors("preparing the folder for inputs"):
-            inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.machine.disk.make_folder(inputs)
             for left in (*inputs.iterdir(), *self.home.work.glob("put-*")):
-                left.unlink()
+                self.machine.disk.unlink(left)
         self.context = context
         self.workers = self.machine.workers(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)), self.offload)
         self.peers = Peers(context, self.pool, self.dht, self.info)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PIPE_COLUMNS = 1000
-UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 HomeOption = Annotated[
     Path | None,
@@ -137,19 +136,6 @@ def print_json(document: Any) -> None:
     import json
 
     print_line(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def parse_size(text: str) -> int:
-    """Bytes from ``512M``, ``10G``, ``10GiB`` or a plain number. Raises UsageError."""
-    compact = text.strip().upper().removesuffix("IB").removesuffix("B")
-    number, unit = (compact[:-1], compact[-1]) if compact[-1:] in UNITS and compact[-1:].isalpha() else (compact, "")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1 << 60:
-        raise UsageError(f"'{text}' is not a size", hint="for example 512M or 10G")
-    return int(value * UNITS[unit])
 
 
 def size_text(size_bytes: float) -> str:

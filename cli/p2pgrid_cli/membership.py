@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from p2pgrid.errors import ConfigError, P2PGridError, TryAgainError, UnreachableError, UsageError
+from p2pgrid.model.sizes import parse_size
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, home_of, parse_size, print_line, run_async, say, wall_ms, with_channel
+from p2pgrid_cli.common import HomeOption, home_of, print_line, run_async, say, wall_ms, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel

@@ -87,6 +87,14 @@ class Progress:
         parts += [f"{line.disputed} disputed"] if line.disputed else []
         self._update(completed=line.done + line.failed, total=line.units, rate=self._rate() + ", ".join(parts))
 
+    def seeds(self, done: int, total: int) -> None:
+        """Seeds of a simulation that have ended so far."""
+        self._update(description="seeds", completed=done, total=total)
+
+    def step(self, text: str) -> None:
+        """What is being done now, where nothing can be counted."""
+        self._update(description=text)
+
     def _rate(self) -> str:
         if self._bar is None:
             return ""

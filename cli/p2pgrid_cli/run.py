@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperCommand
 
 from p2pgrid.errors import BadDataError, UnreachableError, UsageError
+from p2pgrid.model.sizes import parse_size
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, beside, home_of, parse_size, print_line, run_async, say, wall_ms
+from p2pgrid_cli.common import HomeOption, JsonOption, beside, home_of, print_line, run_async, say, wall_ms
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel

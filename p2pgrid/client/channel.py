@@ -17,13 +17,14 @@ from p2pgrid.model.limits import DEFAULT_LIMITS, MIB
 from p2pgrid.model.membership import Grid
 from p2pgrid.model.node import Address
 from p2pgrid.model.reasons import Reason
-from p2pgrid.net.api import Stream, WallClock
+from p2pgrid.net.api import Stream, Transport, WallClock
 from p2pgrid.net.bulk import read_framed
 from p2pgrid.net.hello import SessionSetup
 from p2pgrid.net.messages import Hello, Member
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.rpc import Session, open_session
 from p2pgrid.net.tls import TlsTransport
+from p2pgrid.offload import Offload, ThreadOffload
 from p2pgrid.services import membership as memberships
 from p2pgrid.store.home import Home
 from p2pgrid.wire.codec import decode
@@ -60,17 +61,22 @@ _KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, 
 class Channel:
     """An open owner's channel. ``async with await Channel.open(home, wall_ms) as channel: ...``"""
 
-    def __init__(self, session: Session, transport: TlsTransport, grid: Grid, submitter: SigningKey) -> None:
+    def __init__(self, session: Session, transport: Transport, grid: Grid, submitter: SigningKey, offload: Offload) -> None:
         self._session = session
         self._transport = transport
+        self._offload = offload
         self.grid = grid
         self.submitter = submitter
         self._submitted: dict[JobId, Stream] = {}
         """Streams of submitted jobs on which their news already comes."""
 
     @classmethod
-    async def open(cls, home: Home, wall_ms: WallClock) -> Channel:
-        """Connect to the node that runs in ``home``. Raises UnreachableError when none does."""
+    async def open(cls, home: Home, wall_ms: WallClock, *, transport: Transport | None = None, offload: Offload | None = None) -> Channel:
+        """Connect to the node that runs in ``home``. Raises UnreachableError when none does.
+
+        ``transport``: what to dial with, by default TLS over TCP; ``offload``: where files are read and written, by default
+        threads. Both belong to the channel from here on, and are closed with it.
+        """
         running, membership = home.running(), memberships.load(home)
         if running is None or membership is None:
             raise UnreachableError(f"no node runs in '{home.folder}'", reason=Reason.DEAD, hint="start it with: p2pgrid join --detach")
@@ -83,13 +89,19 @@ class Channel:
         def owner(peer: NodeKey, hello: Hello) -> Member:
             return Member(owner=True)
 
-        transport = TlsTransport(key, "127.0.0.1", 0)
+        transport = transport or TlsTransport(key, "127.0.0.1", 0)
+        offload = offload or ThreadOffload()
         own = NodeKey(key.public)
         address = Address("tls", running.host, running.port)
-        connection = await transport.dial(own, [address], DEFAULT_LIMITS.dial_s)
-        setup = SessionSetup(own, hello, Methods(), owner, DEFAULT_LIMITS, wall_ms)
-        session = await open_session(connection, setup)
-        return cls(session, transport, grid, home.submitter_key())
+        try:
+            connection = await transport.dial(own, [address], DEFAULT_LIMITS.dial_s)
+            setup = SessionSetup(own, hello, Methods(), owner, DEFAULT_LIMITS, wall_ms)
+            session = await open_session(connection, setup)
+            return cls(session, transport, grid, home.submitter_key(), offload)
+        except BaseException:
+            await transport.close()
+            await offload.close()
+            raise
 
     async def __aenter__(self) -> Channel:
         return self
@@ -101,6 +113,7 @@ class Channel:
         self._session.close()
         await self._session.wait_closed()
         await self._transport.close()
+        await self._offload.close()
 
     # -- asking ------------------------------------------------------------------------
 
@@ -188,9 +201,13 @@ class Channel:
     async def put(self, path: Path, *, replicas: int, expires_ms: int, announce: bool = True) -> PutReply:
         """Store a file in the grid. Raises RefusedError (full), BadDataError."""
         header = PutHeader(path.name, replicas, expires_ms, announce)
-        file = await asyncio.to_thread(path.open, "rb")
+        file = await self._offload.run(path.open, "rb")
         with file:
-            return await self._put(header, _pieces(file))
+            return await self._put(header, self._pieces(file))
+
+    async def _pieces(self, file: BinaryIO) -> AsyncIterator[bytes]:
+        while data := await self._offload.run(file.read, 256 * 1024):
+            yield data
 
     async def put_bytes(self, data: bytes, *, replicas: int, expires_ms: int, announce: bool = False) -> PutReply:
         """Store bytes in the grid."""
@@ -223,7 +240,7 @@ class Channel:
                 data = await stream.read(min(left, 256 * 1024))
                 if not data:
                     raise MalformedError("the node stopped in the middle of a blob", reason=Reason.CLOSED)
-                await asyncio.to_thread(target.write, data)
+                await self._offload.run(target.write, data)
                 left -= len(data)
         finally:
             stream.reset(Reason.CLOSED)
@@ -262,11 +279,6 @@ async def _write_framed(stream: Stream, content: bytes) -> None:
     await stream.write(LENGTH.pack(len(content)))
     for start in range(0, len(content), 256 * 1024):
         await stream.write(content[start : start + 256 * 1024])
-
-
-async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
-    while data := await asyncio.to_thread(file.read, 256 * 1024):
-        yield data
 
 
 async def _slices(data: bytes) -> AsyncIterator[bytes]:

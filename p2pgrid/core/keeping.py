@@ -4,7 +4,8 @@
    keeps as many as it has, and grows to k when nodes join.
 2. A keeper is sent the log's records in order; what it has acknowledged it has on disk.
 3. A pushed record set is cut at a byte limit; one push per keeper is under way at a time.
-4. With a quorum above one, a keeper gets no units of the job it keeps, unless too few others are there.
+4. With a quorum above one, a keeper gets no units of the job it keeps, unless too few others are there. Who offers to work
+   and never asks for any does not count: else idle offers could keep a job from ever ending.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ def draw_keepers(candidates: Iterable[bytes], have: tuple[bytes, ...], rng: rand
     return (*have, *rest[: max(0, k - len(have))])
 
 
-def workers_of(known: frozenset[bytes], keepers: tuple[bytes, ...], quorum: int) -> frozenset[bytes]:
-    """Who may get units: without the keepers where a quorum is compared and enough others are there."""
+def workers_of(known: frozenset[bytes], keepers: tuple[bytes, ...], quorum: int, idle: frozenset[bytes] = frozenset()) -> frozenset[bytes]:
+    """Who may get units: without the keepers where a quorum is compared and enough others, without the ``idle``, are there."""
     others = known - set(keepers)
-    return others if quorum > 1 and len(others) > quorum else known
+    return others if quorum > 1 and len(others - idle) > quorum else known
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from p2pgrid.dht.carrier import Carrier
 from p2pgrid.dht.contact import GridNode, Place, Scope, scope_of, unpack_contact, unpack_place
 from p2pgrid.dht.datagram import REQUEST_ID_BYTES
 from p2pgrid.dht.gate import Arrival, Gate
+from p2pgrid.dht.lost import LostContacts
 from p2pgrid.dht.messages import (
     CONTACTS_MAX,
     Done,
@@ -100,6 +101,7 @@ class GridProtocol(KademliaProtocol):
         self.answers = Answers(self)
         self.checks = Tasks(context.settings.checks_outstanding)
         self.leftovers = Tasks(context.settings.calls_outstanding)
+        self.lost = LostContacts(context.settings.upkeep_s / 2)
         self.errands = Tasks(context.settings.probes_at_once)
         self.rtt = RttEstimate()
         self.tokens: dict[bytes, Callable[[NodeKey, Place], None]] = {}
@@ -330,6 +332,7 @@ class GridProtocol(KademliaProtocol):
             if self.router.get(contact.id) is not None:
                 self.router.expel(contact)
         elif peer.answered_from == contact.place:
+            self.lost.forget(contact.id)
             if self.router.add_contact(GridNode(contact.key, contact.place)):
                 self.on_contact(contact)
         elif self.router.wants(contact):
@@ -340,6 +343,10 @@ class GridProtocol(KademliaProtocol):
         if not result[0] and self.context.clock() - self._answered_at > _SILENCE_S:
             return result
         return super().handle_call_response(result, node)
+
+    def lose(self, node: GridNode) -> None:
+        """See :class:`~p2pgrid.dht.lost.LostContacts`."""
+        self.lost.remember(node, self.context.clock())
 
     def check_soon(self, node: GridNode) -> None:
         """Ping in the background, once at a time for each contact."""

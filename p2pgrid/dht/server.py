@@ -123,6 +123,10 @@ class GridServer(Server):
         await self._crawl(Node(self.node.id), answered, paths=self.settings.paths_trusted)
         return len(answered)
 
+    async def look_around(self, node: GridNode) -> None:
+        """A contact was found again: ask it, and those it knows, who is near this node."""
+        await self._crawl(Node(self.node.id), [node, *self.router.find_neighbors(Node(self.node.id))])
+
     async def _first_answers(self, peers: list[GridNode]) -> list[GridNode]:
         """Ping all; as soon as one has answered the others have a moment more."""
         loop = asyncio.get_running_loop()
@@ -134,7 +138,7 @@ class GridServer(Server):
             done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-            for task in done:
+            for task in [task for task in waiting if task in done]:
                 node = waiting.pop(task)
                 if task.result()[0]:
                     answered.append(node)
@@ -194,20 +198,20 @@ class GridServer(Server):
     async def _copy(self, record: SignedRecord, nodes: list[GridNode], acks: int, enough: asyncio.Future[int]) -> None:
         loop = asyncio.get_running_loop()
         candidates = iter(nodes)
-        waiting: set[asyncio.Task[tuple[bool, Any]]] = set()
+        waiting: dict[asyncio.Task[tuple[bool, Any]], None] = {}
 
         def ask_next() -> None:
             node = next(candidates, None)
             if node is not None:
-                waiting.add(loop.create_task(self.protocol.call_store(node, record.body.key, record.raw)))
+                waiting[loop.create_task(self.protocol.call_store(node, record.body.key, record.raw))] = None
 
         try:
             for _ in range(self.settings.copies - acks):
                 ask_next()
             while waiting:
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    waiting.discard(task)
+                for task in [task for task in waiting if task in done]:
+                    del waiting[task]
                     if isinstance(task.result()[1], Done):
                         acks += 1
                     else:

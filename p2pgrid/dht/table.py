@@ -26,6 +26,9 @@ class TableOwner(Protocol):
     def check_soon(self, node: GridNode) -> None:
         """Ping a contact that is in doubt, in the background and bounded."""
 
+    def lose(self, node: GridNode) -> None:
+        """A contact was dropped because it does not answer."""
+
 
 class GridBucket(KBucket):
     """A bucket whose clock is given, so that a simulation can own time."""
@@ -158,14 +161,16 @@ class GridTable(RoutingTable):
             self._owner.check_soon(known)
             return
         self.expel(known)
+        self._owner.lose(known)
 
     def expel(self, node: Node) -> None:
         """Drop a contact at once; the youngest replacement moves up, and is checked since it may be old."""
         bucket = self.buckets[self.get_bucket_for(node)]
         before = set(bucket.nodes)
         bucket.remove_node(node)
-        for node_id in bucket.nodes.keys() - before:
-            self._owner.check_soon(bucket.nodes[node_id])
+        for node_id, moved in bucket.nodes.items():
+            if node_id not in before:
+                self._owner.check_soon(moved)
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[GridNode]:
         """The ``k`` contacts nearest to ``node``, nearest first.

@@ -17,7 +17,7 @@ class Tasks:
 
     def __init__(self, tasks_max: int) -> None:
         self._tasks_max = tasks_max
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], None] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -33,13 +33,13 @@ class Tasks:
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """Own a task that is running already; over the bound, or when closed, it is cancelled."""
-        self._running.add(task)
+        self._running[task] = None
         task.add_done_callback(self._on_done)
         if self._closed or len(self._running) > self._tasks_max:
             task.cancel()
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         if task.cancelled():
             return
         error = task.exception()

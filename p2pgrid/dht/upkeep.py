@@ -6,6 +6,7 @@
    handed on as they are, so no life is extended. 4. Hand records over to new contacts that are now nearer:
    gathered for a moment, by the two nearest holders only, and only when a contact enters the table.
 5. Test again whether this node can be reached, and look for its peers again when all are gone.
+6. Ask now and then whether those that were dropped are back, so that a partition that heals is one grid again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _HANDED_OVER_BY = 2
 _KEYS_PER_TURN = 64
 _PEERS_ASKED = 6
 _THIN_RETRY_S = 300.0
+_LOST_ASKED = 3
 
 
 class Upkeep:
@@ -42,6 +44,7 @@ class Upkeep:
         self._timer: asyncio.TimerHandle | None = None
         self.copied = 0
         self.handed_over = 0
+        self.found_again = 0
 
     async def run(self) -> None:
         """Tick for ever."""
@@ -59,11 +62,22 @@ class Upkeep:
         server.storage.purge()
         if not len(server.router):
             await server.find_peers_again()
+        await self._look_for_lost()
         await self._reach()
         for publication in server.publications.due(server.context.clock()):
             await server.publish_now(publication)
         await self._refresh()
         await self._copy()
+
+    async def _look_for_lost(self) -> None:
+        """Ask some that were dropped; the first who answers tells who else is where it is."""
+        server, protocol = self._server, self._server.protocol
+        asked = protocol.lost.due(server.context.clock(), server.context.rng, _LOST_ASKED)
+        answers = await asyncio.gather(*(protocol.call_ping(node) for node in asked))
+        for node, (answered, _) in zip(asked, answers, strict=True):
+            if answered:
+                self.found_again += 1
+                await server.look_around(node)
 
     async def _reach(self) -> None:
         server = self._server

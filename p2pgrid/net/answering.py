@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ class Answerer:
                 self._reply(call_id, answer)
             else:
                 self.active += 1
-                self._session.spawn(self._answer(call_id, message.method, answer))
+                _see_to(answer, self._session.spawn(self._answer(call_id, message.method, answer)))
 
     def _look_up(self, table: dict[str, Entry], name: str, body: msgspec.Raw) -> tuple[Entry, msgspec.Struct]:
         self._session.used_s = self._session.heard_s
@@ -111,11 +112,19 @@ class Answerer:
             entry, request = self._look_up(self._methods.notices, message.method, message.body)
             answer = entry.handler(self._session, request)
             if answer is not None:
-                self._session.spawn_bounded(self._take_notice(message.method, answer))
+                self._spawn_notice(message.method, answer)
         except P2PGridError as error:
             _log.debug("a notice '%s' was dropped: %s", message.method, error)
         except Exception:  # noqa: BLE001 - logged, and the peer is told
             _log.exception("the handler of '%s' failed", message.method)
+
+    def _spawn_notice(self, name: str, answer: Awaitable[None]) -> None:
+        try:
+            task = self._session.spawn_bounded(self._take_notice(name, answer))
+        except P2PGridError:
+            _see_to(answer)
+            raise
+        _see_to(answer, task)
 
     async def _take_notice(self, name: str, answer: Awaitable[None]) -> None:
         try:
@@ -166,3 +175,11 @@ class Answerer:
             raise MalformedError("a large message of the wrong kind", reason=Reason.MALFORMED)
         self._session.heard_s = self._loop.time()
         self._session.dispatch(message)
+
+
+def _see_to(answer: Awaitable[object], task: asyncio.Task[None] | None = None) -> None:
+    """A handler's answer whose task never began, or will never be, is never awaited: say that this is meant."""
+    if task is not None:
+        task.add_done_callback(lambda done: _see_to(answer))
+    elif inspect.iscoroutine(answer):
+        answer.close()

@@ -91,7 +91,7 @@ class Session:
         self._flush_due = False
         self._next_id = 0
         self._pending: dict[int, _Waiting] = {}
-        self._sweeping = False
+        self._sweeper: asyncio.TimerHandle | None = None
         self._answerer = Answerer(self, setup.methods, setup.limits)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -131,9 +131,8 @@ class Session:
             large = self.post(Request(call_id, method, raw(request)))
             if large:
                 await self._send_large(large, deadline_s)
-            if not self._sweeping:
-                self._sweeping = True
-                self._loop.call_later(_SWEEP_S, self._sweep)
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
             body = await future
         except BaseException:
             if future.done() and not future.cancelled():
@@ -395,25 +394,25 @@ class Session:
         for waiting in self._pending.values():
             if waiting.deadline_s <= now_s and not waiting.future.done():
                 waiting.future.set_exception(TryAgainError(f"{short(self.peer)} did not answer in time", reason=Reason.TIMEOUT))
-        self._sweeping = bool(self._pending) and self._ended is None
-        if self._sweeping:
-            self._loop.call_later(_SWEEP_S, self._sweep)
+        going_on = bool(self._pending) and self._ended is None
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if going_on else None
 
     # Ending
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks[task] = None
         task.add_done_callback(self._forget)
+        return task
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
 
-    def spawn_bounded(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn_bounded(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if len(self._tasks) >= _TASKS_MAX:
             work.close()
             raise TryAgainError("too much is being done for this peer", reason=Reason.BUSY)
-        self.spawn(work)
+        return self.spawn(work)
 
     def _check_open(self) -> None:
         if self._ended is not None:
@@ -425,6 +424,8 @@ class Session:
             return
         self._ended = error
         self._flush()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         reason = error.reason or Reason.CLOSED
         self.connection.close(reason)
         for waiting in self._pending.values():

@@ -65,7 +65,7 @@ class _TlsPipe(asyncio.Protocol):
         # uvloop's transports are not subclasses of asyncio.Transport, but have its methods.
         tcp = cast(asyncio.Transport, transport)
         self._transport = tcp
-        self._owner.pipes.add(self)
+        self._owner.pipes[self] = None
         tcp.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         if not self._dialled:
             if not self._owner.take_stranger():
@@ -93,7 +93,7 @@ class _TlsPipe(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.trusted()
-        self._owner.pipes.discard(self)
+        self._owner.pipes.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
         if not self.secured.done():
@@ -277,7 +277,7 @@ class TlsTransport:
         self.limits = limits
         self.server_context, self.client_context = contexts(key)
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
-        self.pipes: set[_TlsPipe] = set()
+        self.pipes: dict[_TlsPipe, None] = {}
         self.accepted: Inbox[MuxConnection] = Inbox()
         self._host = host
         self._port = port
@@ -310,16 +310,17 @@ class TlsTransport:
         if not places or self._closed:
             raise UnreachableError(f"no usable address of {short(peer)} is known", reason=Reason.TIMEOUT)
         failures: list[P2PGridError] = []
-        attempts: set[asyncio.Task[_TlsPipe]] = set()
+        attempts: list[asyncio.Task[_TlsPipe]] = []
         queue = places[:_ADDRESSES_MAX]
         try:
             async with asyncio.timeout(timeout_s):
                 while queue or attempts:
                     if queue:
-                        attempts.add(asyncio.ensure_future(self._attempt(peer, queue.pop(0))))
+                        attempts.append(asyncio.ensure_future(self._attempt(peer, queue.pop(0))))
                     pause_s = _STAGGER_S if queue else None
-                    done, attempts = await asyncio.wait(attempts, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
+                    done, _ = await asyncio.wait(attempts, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+                    ended, attempts = [task for task in attempts if task in done], [task for task in attempts if task not in done]
+                    for task in ended:
                         error = task.exception()
                         if error is None:
                             return task.result().adopt(peer)
@@ -380,7 +381,7 @@ class TlsTransport:
         return pipe
 
 
-async def _abandon(attempts: set[asyncio.Task[_TlsPipe]]) -> None:
+async def _abandon(attempts: list[asyncio.Task[_TlsPipe]]) -> None:
     """Cancel the attempts that lost, and close what they reached."""
     for task in attempts:
         task.cancel()

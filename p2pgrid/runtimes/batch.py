@@ -60,7 +60,7 @@ class BatchRun:
         self._release = release
         self._load_s = load_s
         self._results_folder = results_folder
-        self._raws = _split(task.inputs)
+        self._raws = split_inputs(task.inputs)
         self._position = 0
         self._frame_bytes = 0
         self._blamed: dict[int, Verdict] = {}
@@ -334,7 +334,8 @@ class _Watch:
         return passed_us
 
 
-def _split(inputs: bytes | list[msgspec.Raw]) -> list[msgspec.Raw]:
+def split_inputs(inputs: bytes | list[msgspec.Raw]) -> list[msgspec.Raw]:
+    """The encoded input of each unit. Raises BadDataError for bytes that are no array."""
     if isinstance(inputs, list):
         return inputs
     try:

@@ -17,9 +17,11 @@ import msgspec
 
 from p2pgrid.errors import RefusedError, TryAgainError
 from p2pgrid.model.reasons import Reason
+from p2pgrid.offload import Offload, ThreadOffload, run_surely
 from p2pgrid.runtimes.batch import BatchRun
 from p2pgrid.runtimes.link import LogTail
 from p2pgrid.runtimes.process import ProcessSpec, WorkerProcess
+from p2pgrid.runtimes.slots import Slots
 from p2pgrid.runtimes.tasks import BatchTask, OnResults, PoolPolicy
 from p2pgrid.runtimes.worker.files import empty_folder
 
@@ -30,15 +32,17 @@ _WORKER_MODULES = ("launch", "serve", "units", "files", "failures", "command")
 class WorkerPool:
     """Runs batches on processes. ``folder`` is the pool's alone: what lies there at the start is removed."""
 
-    def __init__(self, folder: Path, policy: PoolPolicy) -> None:
+    def __init__(self, folder: Path, policy: PoolPolicy, offload: Offload | None = None) -> None:
+        """``offload``: where the disk work goes; without one, threads that end with the pool."""
         self._folder = folder
         self._policy = policy
-        self._free = policy.slots
-        self._waiting: deque[tuple[BatchTask, asyncio.Future[None]]] = deque()
-        self._runs: set[BatchRun] = set()
+        self._owns_offload = offload is None
+        self._offload: Offload = ThreadOffload() if offload is None else offload
+        self._slots = Slots(policy.slots, policy.waiting_max)
+        self._runs: dict[BatchRun, None] = {}
         self._idle: deque[tuple[float, WorkerProcess]] = deque()
         """(idle since, process), the one unused for longest first."""
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: dict[asyncio.Task[None], None] = {}
         self._idle_timer: asyncio.TimerHandle | None = None
         self._logs: OrderedDict[bytes, LogTail] = OrderedDict()
         self._launched = 0
@@ -47,7 +51,7 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Prepare the folder. Call before anything else."""
-        await asyncio.to_thread(self._prepare)
+        await self._offload.run(self._prepare)
         self._open = True
 
     def _prepare(self) -> None:
@@ -63,10 +67,7 @@ class WorkerPool:
         """End all runs and processes. Bounded by the time-outs of the policy; nothing is left behind."""
         self._open = False
         why = TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
-        for _, turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(why)
-        self._waiting.clear()
+        self._slots.refuse(why, lambda task: True)
         for run in self._runs:
             run.stop(why)
         while self._idle:
@@ -77,7 +78,9 @@ class WorkerPool:
             await self._finished.wait()
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
-        await asyncio.to_thread(empty_folder, str(self._folder / "results"))
+        await run_surely(self._offload, empty_folder, str(self._folder / "results"))
+        if self._owns_offload:
+            await self._offload.close()
 
     async def run(self, task: BatchTask, on_results: OnResults) -> None:
         """Run a batch. ``on_results`` is called with every unit exactly once, in order, from the event loop.
@@ -95,26 +98,26 @@ class WorkerPool:
             load_s=self._policy.start_s,
             results_folder=self._folder / "results",
         )
-        await self._take_slot(task)
-        self._runs.add(run)
+        if not self._open:
+            raise TryAgainError("the worker pool is not running", reason=Reason.SHUTDOWN)
+        await self._slots.take(task)
+        self._runs[run] = None
         try:
             await run.run()
         finally:
-            self._runs.discard(run)
-            self._give_slot()
+            self._runs.pop(run, None)
+            self._slots.give()
             self._finished.set()
 
     async def cancel(self, job: bytes) -> None:
         """Stop everything of a job: its waiting and running batches raise RefusedError, its processes are gone when this returns."""
         why = RefusedError("the job was cancelled", reason=Reason.JOB_OVER)
-        for task, turn in self._waiting:
-            if task.job.job == job and not turn.done():
-                turn.set_exception(why)
-        runs = {run for run in self._runs if run.task.job.job == job}
+        self._slots.refuse(why, lambda task: task.job.job == job)
+        runs = [run for run in self._runs if run.task.job.job == job]
         for run in runs:
             run.stop(why)
         endings = list(self._endings)
-        while runs & self._runs:
+        while any(run in self._runs for run in runs):
             self._finished.clear()
             await self._finished.wait()
         await asyncio.gather(*endings, return_exceptions=True)
@@ -132,40 +135,12 @@ class WorkerPool:
     @property
     def free(self) -> int:
         """Slots that nobody uses or waits for."""
-        return max(0, self._free - len(self._waiting))
+        return self._slots.free
 
     @property
     def idle(self) -> int:
         """Warm processes without work."""
         return len(self._idle)
-
-    async def _take_slot(self, task: BatchTask) -> None:
-        if not self._open:
-            raise TryAgainError("the worker pool is not running", reason=Reason.SHUTDOWN)
-        if self._free > 0:
-            self._free -= 1
-            return
-        if len(self._waiting) >= self._policy.waiting_max:
-            raise TryAgainError("too many batches wait for a core", reason=Reason.NO_SLOT)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (task, turn)
-        self._waiting.append(entry)
-        try:
-            await turn
-        except BaseException:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._give_slot()  # The slot came at the moment of the cancellation.
-            raise
-
-    def _give_slot(self) -> None:
-        while self._waiting:
-            _, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
 
     async def _acquire(self, spec: ProcessSpec, job: bytes) -> WorkerProcess:
         """The warm process that was used last, or a new one."""
@@ -177,7 +152,7 @@ class WorkerPool:
                 process.on_exit = None
                 process.reused = True
                 return process
-        process = await WorkerProcess.launch(spec, self._next_folder(), self._policy)
+        process = await WorkerProcess.launch(spec, self._next_folder(), self._policy, self._offload)
         self._logs[job] = process.log
         self._logs.move_to_end(job)
         if len(self._logs) > _LOGS_KEPT:
@@ -211,11 +186,11 @@ class WorkerPool:
         self._own(asyncio.get_running_loop().create_task(process.end()))
 
     def _own(self, task: asyncio.Task[None]) -> None:
-        self._endings.add(task)
+        self._endings[task] = None
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._endings.discard(task)
+        self._endings.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             context: dict[str, Any] = {"message": "a worker process could not be started or ended", "exception": error}
             task.get_loop().call_exception_handler(context)

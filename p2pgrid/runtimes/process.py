@@ -21,6 +21,7 @@ import msgspec
 
 from p2pgrid.errors import ConfigError, TryAgainError
 from p2pgrid.model.reasons import Reason
+from p2pgrid.offload import Offload, run_surely
 from p2pgrid.runtimes.link import FrameLink, LogTail
 from p2pgrid.runtimes.tasks import Code, PoolPolicy
 from p2pgrid.runtimes.worker import frames
@@ -46,7 +47,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
 class WorkerProcess:
     """A running worker. ``launch`` makes one; ``end`` must be awaited for each."""
 
-    def __init__(self, spec: ProcessSpec, folder: Path, policy: PoolPolicy) -> None:
+    def __init__(self, spec: ProcessSpec, folder: Path, policy: PoolPolicy, offload: Offload) -> None:
         self.spec = spec
         self.folder = folder
         self.link = FrameLink()
@@ -56,18 +57,19 @@ class WorkerProcess:
         self.sequence = 0
         self.on_exit: Callable[[], None] | None = None
         self._policy = policy
+        self._offload = offload
         self._process: subprocess.Popen[bytes] | None = None
         self._exit_number = -1
         self._exited = asyncio.Event()
         self._progress_number = -1
 
     @classmethod
-    async def launch(cls, spec: ProcessSpec, folder: Path, policy: PoolPolicy) -> WorkerProcess:
+    async def launch(cls, spec: ProcessSpec, folder: Path, policy: PoolPolicy, offload: Offload) -> WorkerProcess:
         """Start a process and send it its job.
 
         Raises TryAgainError when the system has no room, ConfigError when it cannot work at all.
         """
-        self = cls(spec, folder, policy)
+        self = cls(spec, folder, policy, offload)
         try:
             await self._start()
         except BaseException as error:
@@ -231,7 +233,7 @@ class WorkerProcess:
         # Closing takes a turn of the loop; nothing else can delay it.
         await self.link.closed.wait()
         await self.log.closed.wait()
-        await asyncio.to_thread(_remove, self.folder)
+        await run_surely(self._offload, _remove, self.folder)
 
     async def _wait_exit(self, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()

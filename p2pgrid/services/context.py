@@ -12,12 +12,12 @@ from p2pgrid.model.limits import Limits
 from p2pgrid.model.membership import Grid, Member
 from p2pgrid.net.api import Clock, WallClock
 from p2pgrid.net.methods import Methods
+from p2pgrid.offload import Offload
 from p2pgrid.store.blobs import BlobStore
 from p2pgrid.store.disk import Disk
 from p2pgrid.store.index import Index
 from p2pgrid.store.ledger import Ledgers
 from p2pgrid.store.ledger_writer import LedgerPort
-from p2pgrid.store.offload import Offload
 from p2pgrid.wire.keys import SigningKey
 
 

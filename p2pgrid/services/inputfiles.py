@@ -11,15 +11,17 @@ from pathlib import Path
 from p2pgrid.errors import RefusedError
 from p2pgrid.model.ids import BlobId
 from p2pgrid.model.reasons import Reason
-from p2pgrid.store.offload import Offload
+from p2pgrid.offload import Offload
+from p2pgrid.store.disk import Disk
 
 
 class InputFiles:
     """Files of one folder, counted by the tasks that use them. Belongs to one event loop."""
 
-    def __init__(self, folder: Path, offload: Offload) -> None:
+    def __init__(self, folder: Path, offload: Offload, disk: Disk) -> None:
         self._folder = folder
         self._offload = offload
+        self._disk = disk
         self._users: Counter[Path] = Counter()
         self._numbers = itertools.count()
 
@@ -32,7 +34,7 @@ class InputFiles:
         self._users[path] += 1
         held.append(path)
         try:
-            return await self._offload.run(_write, path, path.with_suffix(f".{next(self._numbers)}"), content)
+            return await self._offload.run(self._write, path, path.with_suffix(f".{next(self._numbers)}"), content)
         except OSError as error:
             raise RefusedError(f"an input file cannot be written: {error.strerror}", reason=Reason.DISK_FULL) from error
 
@@ -43,12 +45,25 @@ class InputFiles:
             if self._users[path] <= 0:
                 del self._users[path]
                 with suppress(OSError):
-                    path.unlink()
+                    self._disk.unlink(path)
 
+    def _write(self, path: Path, temporary: Path, content: bytes) -> Path:
+        """Blocking: write a file unless it is there. Renamed into place, as two tasks may need it at once.
 
-def _write(path: Path, temporary: Path, content: bytes) -> Path:
-    """Blocking: write a file unless it is there. Renamed into place, as two tasks may need it at once."""
-    if not path.exists():
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    return path
+        Nothing is synced: the folder is emptied when the node starts.
+        """
+        if path.exists():
+            return path
+        disk = self._disk
+        try:
+            descriptor = disk.create(temporary)
+            try:
+                disk.write_at(descriptor, content, 0)
+            finally:
+                disk.close(descriptor)
+            disk.rename(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                disk.unlink(temporary)
+            raise
+        return path

@@ -95,7 +95,7 @@ class Keeping:
         self._ids = set(await run(self._context.ledgers.jobs))
         self._log_bytes = await run(_log_sizes, self._folder)
         self._tasks.spawn(self._clean(), "clean")
-        self._tasks.spawn(self._announce_all(list(self._ids)), "announce")
+        self._tasks.spawn(self._announce_all(sorted(self._ids)), "announce")
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -315,8 +315,11 @@ class Keeping:
         return [NodeKey(key) for key in dict.fromkeys(found) if key != self._context.me]
 
     async def _copy(self, job: JobId, keeper: NodeKey) -> KeptJob:
-        """Copy what a keeper has of a job into this node's own log of it."""
-        cursor = 0
+        """Copy what a keeper has of a job into this node's own log of it.
+
+        What it sends is either new, and then this log grows, or here already: more than that is no log.
+        """
+        cursor = sent_bytes = 0
         while True:
             reply = await self._peers.call(keeper, "job.read", JobReadRequest(job, cursor), JobReadReply)
             kept = self.jobs.get(job)
@@ -325,6 +328,9 @@ class Keeping:
                     kept = self.jobs.get(job) or await self._load(job) or await self._begin(job, reply.records, None)
             async with self._writing(kept):
                 await self._take(kept, reply.records)
+            sent_bytes += sum(len(record.data) for record in reply.records)
+            if sent_bytes > kept.file.end + READ_BYTES:
+                raise MalformedError("a log of a job that is longer than all it says", reason=Reason.MALFORMED)
             if reply.end or reply.cursor <= cursor or not reply.records:
                 self._index(kept)
                 return kept

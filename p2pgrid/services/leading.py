@@ -43,6 +43,8 @@ ENDED_IN_MEMORY_MAX = 64
 SETTLE_S = 15.0
 """How long the end of a job waits for its keepers."""
 NOT_AGAIN_S = 60.0
+ASKS_WITHIN_S = 10.0
+"""Who has not asked for units of a job so long after its start is not counted on."""
 ASSEMBLE_RETRIES_S = (0.2, 1.0, 3.0, 10.0)
 UNIT_PAYLOAD_BYTES_MAX = 64 << 10
 """What one unit may put into a log: an inline result, or the longest account of a failure."""
@@ -72,6 +74,7 @@ class Leading:
 
     async def start(self) -> None:
         self._peers.on_gone(self._on_gone)
+        self._peers.on_restarted(self._on_restarted)
         self._tasks.spawn(self._tick(), "tick")
 
     async def close(self) -> None:
@@ -157,7 +160,7 @@ class Leading:
         context = self._context
         willing = [
             key
-            for key in self._peers.with_role("store")
+            for key in sorted(self._peers.with_role("store"))
             if key != context.me and key not in not_these and self._peers.info(key).offer.storage_bytes
         ]
         keepers = draw_keepers(willing, have, context.rng)
@@ -199,10 +202,12 @@ class Leading:
         led = self.jobs.get(JobId(StatementId(cancel.body.job)))
         if led is None:
             raise RefusedError("this node does not lead the job", reason=Reason.UNKNOWN_JOB)
+        if cancel.author != led.job.author:
+            raise RefusedError("only its submitter cancels a job", reason=Reason.NO_ROLE)
         if led.ended.is_set() or not led.ledger.add(cancel):
             return
         self._apply(led, led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms()))
-        for worker in set(led.lead.workers) | set(led.lead.known):
+        for worker in sorted(led.lead.workers.keys() | led.lead.known):
             self._peers.notify(NodeKey(worker), "job.cancelled", CancelRequest(raw))
         await led.file.append([LogRecord(kinds.CANCEL, raw)])
         self._end(led, "cancelled")
@@ -269,20 +274,26 @@ class Leading:
         return Ok()
 
     def _on_gone(self, peer: NodeKey) -> None:
-        """The session to a peer ended and it cannot be dialled again: its leases are returned."""
+        """The session to a peer ended and it cannot be dialled again: its leases are returned, and another keeps what it kept."""
+        self._on_restarted(peer)
+        for led in list(self.jobs.values()):
+            keepers = led.ledger.keepers
+            if keepers is not None and peer in keepers.body.keepers and not led.ended.is_set() and led.file.failed is None:
+                self._replace_keeper(led.id, peer)
+
+    def _on_restarted(self, peer: NodeKey) -> None:
+        """A peer knows nothing any more of what it had begun, though its session may never have been missed."""
         now, now_ms = self._context.clock(), self._context.wall_ms()
         for led in list(self.jobs.values()):
             led.sent.pop(peer, None)
             if peer in led.lead.workers:
                 self._apply(led, led.lead.handle(core.WorkerGone(peer), now, now_ms))
-            keepers = led.ledger.keepers
-            if keepers is not None and peer in keepers.body.keepers and not led.ended.is_set() and led.file.failed is None:
-                self._replace_keeper(led.id, peer)
 
     def _workers(self, led: LedJob) -> frozenset[bytes]:
         keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
         known = self._peers.workers_for(led.job.body)
-        return workers_of(known, keepers, led.job.body.quorum)
+        waited = self._context.clock() - led.started_s > ASKS_WITHIN_S
+        return workers_of(known, keepers, led.job.body.quorum, known - led.lead.workers.keys() if waited else frozenset())
 
     def _led(self, job: bytes) -> LedJob:
         led = self.jobs.get(JobId(StatementId(job)))

@@ -14,11 +14,11 @@ from p2pgrid.model.ids import JobId
 from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import DecisionEntry
+from p2pgrid.offload import Offload
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.jobrows import job_row
 from p2pgrid.services.results import Payloads
 from p2pgrid.store.index import JobRow
-from p2pgrid.store.offload import Offload
 from p2pgrid.wire.envelope import Signed
 
 BATCH_CACHE_BYTES = 64 << 20

@@ -7,6 +7,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -230,7 +231,7 @@ class Owner:
                 await self._spool(stream, spool)
                 blob, size_bytes = await self._storing.take_file(spool, header.expires_ms)
             finally:
-                await context.offload.run(spool.unlink, missing_ok=True)
+                await context.offload.run(context.disk.unlink, spool)
             copies = 0
             if header.replicas > 1:
                 copies = len(await self._storing.replicate(blob, header.replicas, (), header.expires_ms, announce=header.announce))
@@ -242,14 +243,15 @@ class Owner:
         stream.write_nowait(framed(PutReply(blob, size_bytes, copies + 1)))
 
     async def _spool(self, stream: Stream, path: Path) -> None:
-        run = self._context.offload.run
+        run, disk = self._context.offload.run, self._context.disk
         try:
-            file = await run(path.open, "xb", buffering=0)
+            descriptor, offset = await run(partial(disk.create, exclusive=True), path), 0
             try:
                 while data := await stream.read(MIB):
-                    await run(file.write, data)
+                    await run(disk.write_at, descriptor, data, offset)
+                    offset += len(data)
             finally:
-                await run(file.close)
+                await run(disk.close, descriptor)
         except OSError as error:
             raise RefusedError(f"the file cannot be stored: {error.strerror}", reason=Reason.DISK_FULL, hint="free some space") from error
 

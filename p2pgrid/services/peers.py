@@ -77,6 +77,9 @@ class Peers:
         self._infos: dict[bytes, NodeInfo] = {}
         self._failed_s: dict[bytes, float] = {}
         self._gone: list[Callable[[NodeKey], None]] = []
+        self._restarted: list[Callable[[NodeKey], None]] = []
+        self._instances: dict[bytes, bytes] = {}
+        """Which run of each peer was met last."""
         self._came: list[Callable[[NodeKey], None]] = []
         self.complete = True
         pool.on_open(self._on_open)
@@ -105,6 +108,10 @@ class Peers:
     def on_gone(self, callback: Callable[[NodeKey], None]) -> None:
         """Call ``callback(peer)`` whenever a peer is gone."""
         self._gone.append(callback)
+
+    def on_restarted(self, callback: Callable[[NodeKey], None]) -> None:
+        """Call ``callback(peer)`` whenever a peer is back that has lost what it had in memory, perhaps before it was missed."""
+        self._restarted.append(callback)
 
     def on_came(self, callback: Callable[[NodeKey], None]) -> None:
         """Call ``callback(peer)`` whenever a session to a peer opened."""
@@ -274,6 +281,7 @@ class Peers:
         if session.peer == self._context.me or session.hello is None:
             return
         self._failed_s.pop(session.peer, None)
+        self._note_instance(session.peer, session.hello.instance)
         info = NodeInfo()
         if len(session.hello.info) <= INFO_BYTES_MAX:
             with contextlib.suppress(MalformedError):
@@ -281,6 +289,15 @@ class Peers:
         self._note(session.peer, info)
         for came in self._came:
             came(session.peer)
+
+    def _note_instance(self, peer: NodeKey, instance: bytes) -> None:
+        before = self._instances.pop(peer, instance)
+        while len(self._instances) >= KNOWN_MAX:
+            self._instances.pop(next(iter(self._instances)))
+        self._instances[peer] = instance
+        if before != instance:
+            for restarted in self._restarted:
+                restarted(peer)
 
     def _on_close(self, session: Session, reason: str) -> None:
         if session.peer != self._context.me:

@@ -68,7 +68,7 @@ class Pushing:
             return
         keepers = named.body.keepers
         pushed.named = named
-        for gone in set(pushed.book.keepers) - set(keepers):
+        for gone in [keeper for keeper in pushed.book.keepers if keeper not in keepers]:
             pushed.book.remove(gone)
         for keeper in keepers:
             pushed.book.add(keeper)

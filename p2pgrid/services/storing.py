@@ -99,7 +99,7 @@ class Storing:
             blob = await context.offload.run(context.blobs.ingest, path, limit, owner=context.me, expires_ms=expires_ms)
         finally:
             with suppress(OSError):
-                await context.offload.run(path.unlink, missing_ok=True)
+                await context.offload.run(context.disk.unlink, path)
         return blob, await context.offload.run(context.blobs.size, blob)
 
     async def replicate(

@@ -71,6 +71,7 @@ class Working:
 
     async def start(self) -> None:
         self._peers.on_gone(self._on_gone)
+        self._peers.on_restarted(self._on_gone)
 
     async def close(self) -> None:
         await self._tasks.close()

@@ -150,7 +150,7 @@ class BlobStore:
                 raise BadDataError("the file changed while it was read", hint="try again when nobody writes to it")
             self._disk.sync(descriptor)
         finally:
-            os.close(descriptor)
+            self._disk.close(descriptor)
         return hasher.finish()
 
     def _temporary(self, size_bytes: int, *, reserve: bool = True) -> Temporary:
@@ -275,7 +275,7 @@ class BlobStore:
                     for index, data in enumerate(self.chunks(blob)):
                         self._disk.write_at(descriptor, data, index * CHUNK_BYTES)
                 finally:
-                    os.close(descriptor)
+                    self._disk.close(descriptor)
                 self._disk.rename(temporary, path)
             except BaseException:
                 with suppress(OSError):

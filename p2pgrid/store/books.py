@@ -151,7 +151,7 @@ class Books:
             self.write(row.id, msgspec.structs.replace(self.meta(row), leases=kept), row.state)
         else:
             self.index.put_blob(row.id, row.size_bytes, row.state, kept)
-        for owner in gone:
+        for owner in sorted(gone):
             self.discharge(owner, row.size_bytes)
 
     def charge(self, owner: bytes, size_bytes: int) -> None:

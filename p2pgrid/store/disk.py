@@ -1,7 +1,8 @@
 """The seam between the store and the file system, and the border where OSError ends.
 
-Everything that changes the disk goes through :class:`Disk`, so that tests can let the n-th operation fail or
-stop the world after it. Foreign errors become ours in :func:`disk_errors`, and nowhere else in the store.
+Everything that changes the disk goes through :class:`Disk`, SQLite's own files apart: so a test can let the n-th
+operation fail, and a simulation can take away whatever was not synced. Foreign errors become ours in
+:func:`disk_errors`, and nowhere else in the store.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ def disk_errors(what: str) -> Iterator[None]:
 class Disk:
     """The operations that change the disk. Raises OSError: callers stand inside :func:`disk_errors`."""
 
+    syncs = True
+    """Whether a sync reaches a medium; SQLite, which writes its own files, is told the same."""
+
     def create(self, path: Path, *, exclusive: bool = False) -> int:
         """Open for writing, mode 0600, creating the file if there is none. Returns a descriptor."""
         flags = os.O_RDWR | os.O_CREAT | _BINARY | getattr(os, "O_NOFOLLOW", 0) | (os.O_EXCL if exclusive else 0)
@@ -52,6 +56,10 @@ class Disk:
     def modify(self, path: Path) -> int:
         """Open a file that exists for reading and writing. Returns a descriptor."""
         return os.open(path, os.O_RDWR | _BINARY | getattr(os, "O_NOFOLLOW", 0))
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor that :meth:`create` or :meth:`modify` returned."""
+        os.close(descriptor)
 
     def write_at(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
@@ -88,6 +96,11 @@ class Disk:
         """Make a folder and its parents, mode 0700; one that is there is fine."""
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def make_private(self, path: Path) -> None:
+        """Give a folder that is there the mode 0700, where there are modes."""
+        if os.name != "nt":
+            path.chmod(0o700)
+
     def sync_folder(self, path: Path) -> None:
         """Make the names in a folder durable. Systems that cannot open folders do that by themselves."""
         if os.name == "nt":
@@ -106,7 +119,7 @@ class Disk:
             self.write_at(descriptor, data, 0)
             self.sync(descriptor)
         finally:
-            os.close(descriptor)
+            self.close(descriptor)
 
     def replace_file(self, path: Path, data: bytes, *, sync_name: bool = True) -> None:
         """Write a whole file atomically: readers see the old bytes or the new ones, also after a crash."""

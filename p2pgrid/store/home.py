@@ -87,14 +87,18 @@ class Home:
             version = self._format()
             if version is None:
                 self._refuse_foreign()
-            if os.name != "nt":
-                self.folder.chmod(0o700)
+            self._disk.make_private(self.folder)
             if version is None:
+                # The name of the home itself. Who may not read the folder it lies in must leave that to the system.
+                with suppress(PermissionError):
+                    self._disk.sync_folder(self.folder.parent)
                 self._write_format(FORMAT)
             for step in range(FORMAT if version is None else version, FORMAT):
                 self._migrate(step)
             for name in FOLDERS:
                 self._disk.make_folder(self.folder / name)
+            # Also what an earlier life made and was killed before it synced, the keys above all.
+            self._disk.sync_folder(self.folder)
 
     def _format(self) -> int | None:
         try:
@@ -133,7 +137,7 @@ class Home:
     def lock(self) -> None:
         """Become the one node of this home. Raises TryAgainError while another one runs."""
         with disk_errors("locking the home"):
-            descriptor = try_lock(self.folder / "lock")
+            descriptor = try_lock(self.folder / "lock", self._disk)
             if descriptor is None:
                 running = self.running()
                 who = f" (pid {running.pid})" if running else ""
@@ -164,14 +168,14 @@ class Home:
         if not _alive(node.pid):
             return None
         with disk_errors("looking at the lock file"):
-            return node if self._lock is not None or is_locked(path) else None
+            return node if self._lock is not None or is_locked(path, self._disk) else None
 
     def close(self) -> None:
         """Give the lock up. Idempotent."""
         if self._lock is not None:
             with suppress(OSError):
                 self._disk.truncate(self._lock, 0)
-            os.close(self._lock)
+            self._disk.close(self._lock)
             self._lock = None
 
     # Keys and small files

@@ -108,37 +108,38 @@ def _mapped(error: sqlite3.Error) -> P2PGridError:
 class Index:
     """The open index. Made by :meth:`open`."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
+    def __init__(self, database: sqlite3.Connection, sync: bool = True) -> None:
+        self._database, self._sync = database, sync
         self._lock = threading.RLock()
         self._depth = 0
 
     @classmethod
-    def open(cls, path: Path) -> tuple[Index, IndexReport]:
+    def open(cls, path: Path, *, sync: bool = True) -> tuple[Index, IndexReport]:
         """Open or create the index. A damaged one, or one of another schema, is kept as ``.damaged`` and made anew.
 
+        ``sync`` False: never wait for the medium, for folders that do not outlive their machine.
         Raises ConfigError or RefusedError (disk full) when not even a new one can be made.
         """
         why = "there was none"
         if path.exists():
             try:
-                return cls._open_existing(path)
+                return cls._open_existing(path, sync)
             except (sqlite3.DatabaseError, ValueError) as error:
                 if isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
                     raise _mapped(error) from error
                 why = f"it was damaged: {error}"
                 _set_aside(path)
         try:
-            database = _connect(path)
+            database = _connect(path, sync)
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            _mark_clean(database, False)
+            _mark_clean(database, False, sync)
         except sqlite3.Error as error:
             raise _mapped(error) from error
-        return cls(database), IndexReport(rebuilt=True, was_clean=False, why=why)
+        return cls(database, sync), IndexReport(rebuilt=True, was_clean=False, why=why)
 
     @classmethod
-    def _open_existing(cls, path: Path) -> tuple[Index, IndexReport]:
-        database = _connect(path)
+    def _open_existing(cls, path: Path, sync: bool) -> tuple[Index, IndexReport]:
+        database = _connect(path, sync)
         try:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version != SCHEMA_VERSION:
@@ -147,17 +148,22 @@ class Index:
             if verdict != "ok":
                 raise ValueError(str(verdict))
             row = database.execute("SELECT value FROM meta WHERE name = 'clean'").fetchone()
-            _mark_clean(database, False)
+            _mark_clean(database, False, sync)
         except BaseException:
             database.close()
             raise
         was_clean = row is not None and row[0] == "1"
-        return cls(database), IndexReport(rebuilt=False, was_clean=was_clean)
+        return cls(database, sync), IndexReport(rebuilt=False, was_clean=was_clean)
 
     def close(self) -> None:
         """Mark the index clean and close it. Idempotent."""
         with self._lock, suppress(sqlite3.Error):
-            _mark_clean(self._database, True)
+            _mark_clean(self._database, True, self._sync)
+            self._database.close()
+
+    def abandon(self) -> None:
+        """Close without the mark of a clean end, as a crash would: the next user reads everything from the disk. Idempotent."""
+        with self._lock, suppress(sqlite3.Error):
             self._database.close()
 
     @contextmanager
@@ -295,11 +301,11 @@ class Index:
         return dict(self._rows(query))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, sync: bool) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
         database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(f"PRAGMA synchronous = {'NORMAL' if sync else 'OFF'}")
         database.execute("PRAGMA trusted_schema = OFF")
     except BaseException:
         database.close()
@@ -307,10 +313,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _mark_clean(database: sqlite3.Connection, clean: bool) -> None:
-    database.execute("PRAGMA synchronous = FULL")
+def _mark_clean(database: sqlite3.Connection, clean: bool, sync: bool) -> None:
+    if sync:
+        database.execute("PRAGMA synchronous = FULL")
     database.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('clean', ?)", ("1" if clean else "0",))
-    database.execute("PRAGMA synchronous = NORMAL")
+    if sync:
+        database.execute("PRAGMA synchronous = NORMAL")
 
 
 def _set_aside(path: Path) -> None:

@@ -6,9 +6,10 @@
 3. ``sync`` is derived from the same salt. Whoever chooses the data of records cannot know it, so data can never pass
    for a record when the log is searched behind a damaged place, and that search is a plain find.
 4. Records are written and synced in batches; a batch is acknowledged after the sync, never before.
-5. Damage that reaches the end of the file is a torn tail and is cut. Damage before good records stays where it
+5. What is replayed is synced, as its readers take it for durable and a killed process may not have got so far.
+6. Damage that reaches the end of the file is a torn tail and is cut. Damage before good records stays where it
    is, is reported each time the log is opened, and hides nothing behind it.
-6. A log holds no open descriptor between calls: a thousand kept jobs cost a thousand small objects.
+7. A log holds no open descriptor between calls: a thousand kept jobs cost a thousand small objects.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class JobLog:
             disk.truncate(descriptor, 0)
             disk.write_at(descriptor, _header(salt, job), 0)
         finally:
-            os.close(descriptor)
+            disk.close(descriptor)
         log = cls(path, _Marks(salt, job), HEADER_BYTES, disk, limits)
         # The header and the name of the file become durable with the first batch: before it nothing was acknowledged.
         log._new = True
@@ -235,10 +236,11 @@ class JobLog:
                     _note(damaged, Span(start, behind))
             if end != size:
                 disk.truncate(descriptor, end)
-            if repaired or end != size:
+            if records or repaired or end != size:
                 disk.sync(descriptor)
         finally:
-            os.close(descriptor)
+            disk.close(descriptor)
+        disk.sync_folder(path.parent)
         report = ReplayReport(records=records, damaged=tuple(damaged), cut_bytes=size - end, header_repaired=repaired)
         return cls(path, marks, end, disk, limits), report
 
@@ -292,7 +294,7 @@ class JobLog:
                 self._new = False
             self._failed = False
         finally:
-            os.close(descriptor)
+            self._disk.close(descriptor)
 
     def read(self, cursor: int, bytes_max: int) -> tuple[list[Record], int]:
         """Records from ``cursor`` on (0 = the first) until ``bytes_max`` are reached, and the cursor behind them.

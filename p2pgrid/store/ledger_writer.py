@@ -38,7 +38,7 @@ class LedgerPort(Protocol):
     def remove(self, job: JobId, done: Done) -> None:
         """Delete the log of a job, after what was submitted before. Raises TryAgainError as submit."""
 
-    def close(self, timeout_s: float = 5.0) -> bool:
+    def close(self, timeout_s: float) -> bool:
         """Write what is queued and stop. False if that did not end in time; the rest is then answered with an error."""
 
 

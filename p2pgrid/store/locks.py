@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from p2pgrid.store.disk import Disk
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -15,10 +17,9 @@ else:
 _LOCK_OFFSET = 1 << 30
 
 
-def try_lock(path: Path) -> int | None:
+def try_lock(path: Path, disk: Disk) -> int | None:
     """Take the lock; returns the descriptor that holds it, or None while somebody else does. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = disk.create(path)
     try:
         if sys.platform == "win32":
             os.lseek(descriptor, _LOCK_OFFSET, os.SEEK_SET)
@@ -27,20 +28,20 @@ def try_lock(path: Path) -> int | None:
             # flock, not lockf: a lockf lock is lost when any descriptor of the file is closed in the process.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        os.close(descriptor)
+        disk.close(descriptor)
         return None
     except OSError:
-        os.close(descriptor)
+        disk.close(descriptor)
         raise
     return descriptor
 
 
-def is_locked(path: Path) -> bool:
+def is_locked(path: Path, disk: Disk) -> bool:
     """Whether somebody holds the lock now. A file that is not there is not locked. Raises OSError."""
     if not path.exists():
         return False
-    descriptor = try_lock(path)
+    descriptor = try_lock(path, disk)
     if descriptor is None:
         return True
-    os.close(descriptor)
+    disk.close(descriptor)
     return False

@@ -137,7 +137,10 @@ class Shelf:
         return len(left)
 
     def walk(self, now_ms: int, report: RecoveryReport) -> Iterator[Found]:
-        """Every blob on disk, with leftovers removed on the way and counted in ``report``."""
+        """Every blob on disk, with leftovers removed on the way and counted in ``report``.
+
+        What is found is acknowledged to whoever brings it again, so names that a killed process left unsynced are synced.
+        """
         for folder in sorted(self.folder.iterdir()):
             if len(folder.name) != 2 or not folder.is_dir():
                 continue
@@ -150,6 +153,7 @@ class Shelf:
                 if found is not None:
                     report.blobs += 1
                     yield found
+            self.disk.sync_folder(folder)
 
     def _recover(self, blob: BlobId, names: set[str], now_ms: int, report: RecoveryReport) -> Found | None:
         stem = blob.hex()
@@ -160,7 +164,7 @@ class Shelf:
         elif f"{stem}.part" not in names or meta is None:
             stray |= names
             meta = None
-        for name in stray:
+        for name in sorted(stray):
             self.disk.unlink(self.content(blob).parent / name)
         report.leftovers_removed += len(stray)
         if stem in names:
@@ -203,7 +207,7 @@ class Shelf:
         if self.content(blob).exists():
             self.disk.rename(self.content(blob), self.part(blob))
         else:
-            os.close(self.disk.create(self.part(blob)))
+            self.disk.close(self.disk.create(self.part(blob)))
         self.disk.sync_folder(self.content(blob).parent)
         return worse
 

@@ -147,7 +147,7 @@ class Uploads:
             books.charge(owner, meta.size_bytes)
             try:
                 books.shelf.make_room(blob)
-                os.close(books.shelf.disk.create(books.shelf.part(blob)))
+                books.shelf.disk.close(books.shelf.disk.create(books.shelf.part(blob)))
                 books.write(blob, meta, PARTIAL)
             except BaseException:
                 books.discharge(owner, meta.size_bytes)
@@ -196,7 +196,7 @@ class Uploads:
             try:
                 shelf.disk.write_at(descriptor, data, index * CHUNK_BYTES)
             finally:
-                os.close(descriptor)
+                shelf.disk.close(descriptor)
             present[index] = 1
             return True
 
@@ -216,7 +216,7 @@ class Uploads:
                 shelf.disk.truncate(descriptor, row.size_bytes)
                 shelf.disk.sync(descriptor)
             finally:
-                os.close(descriptor)
+                shelf.disk.close(descriptor)
             shelf.disk.rename(shelf.part(blob), shelf.content(blob))
             shelf.disk.sync_folder(shelf.content(blob).parent)
             if meta.damaged:

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from p2pgrid.core import lead, leases, ledger, verdicts, worker
+from p2pgrid.core import columns, keeping, lead, leases, ledger, verdicts, worker
 from p2pgrid.errors import P2PGridError
+from p2pgrid.testing.core_batch import core_scenario
 from p2pgrid.testing.core_grid import CoreGrid, Scenario
 
 SEEDS = 200
 PLANT_SEEDS = 40
 
 
-def scenario_of(seed: int) -> Scenario:
-    """Draw the shape and the faults of a run from its seed."""
-    rng = random.Random(seed * 7919)
-    quorum = rng.choice((1, 1, 2, 2, 3))
-    hostile = rng.random() < 0.7
-    return Scenario(
-        batches=tuple(rng.randint(1, 14) for _ in range(rng.randint(1, 3))),
-        quorum=quorum,
-        reduce=rng.random() < 0.3,
-        finish=rng.random() < 0.3,
-        workers=rng.randint(2 * quorum + 1, 2 * quorum + 4),
-        slots=rng.randint(1, 4),
-        unit_s=rng.choice((0.01, 0.2, 1.5)),
-        loss=rng.choice((0.0, 0.1, 0.3)) if hostile else 0.0,
-        twice=rng.choice((0.0, 0.2)) if hostile else 0.0,
-        crashes=rng.choice((0.0, 0.03)) if hostile else 0.0,
-        flaps=rng.choice((0.0, 0.05)) if hostile else 0.0,
-        slow=rng.choice((0, 1)) if hostile else 0,
-        liars=rng.randint(0, quorum - 1) if hostile else 0,
-        colluding=rng.random() < 0.5,
-        misses=rng.choice((0.0, 0.0, 0.1)) if hostile else 0.0,
-        forgeries=rng.choice((0.0, 0.3)) if hostile else 0.0,
-    )
-
-
 def run_seeds(count: int, first: int = 0) -> int:
     """Run seeds one after the other; returns the events handled. Any broken invariant raises."""
     steps = 0
     for seed in range(first, first + count):
-        steps += CoreGrid(scenario_of(seed), seed).run().heap.steps
+        steps += CoreGrid(core_scenario(seed), seed).run().heap.steps
     return steps
 
 
@@ -61,7 +36,7 @@ def test_forgeries_are_tried_and_refused() -> None:
 
 
 def test_a_seed_replays_exactly() -> None:
-    first, second = (CoreGrid(scenario_of(11), 11).run() for _ in range(2))
+    first, second = (CoreGrid(core_scenario(11), 11).run() for _ in range(2))
     assert [one.id for one in first.log] == [two.id for two in second.log]
     assert (first.heap.now, first.heap.steps) == (second.heap.now, second.heap.steps)
 
@@ -185,6 +160,79 @@ def tasks_never_end(original: Callable[..., Any]) -> Callable[..., Any]:
     return bug
 
 
+def late_receipts_dropped(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bug(self: Any, receipt: Any, now: float) -> Any:
+        if self.ledger.grants.get(receipt.body.grant) and receipt.body.grant not in self.book.leases:
+            return []
+        return original(self, receipt, now)
+
+    return bug
+
+
+def grants_to_a_stranger(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bug(self: Any, author: bytes, epoch: int) -> None:
+        """Anybody may lead."""
+
+    return bug
+
+
+def acknowledged_too_much(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, keeper, cursor: original(self, keeper, cursor + 1)
+
+
+def pushes_forget_failures(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, keeper: 0
+
+
+def ranges_off_by_one(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda unit_range, batch_units: original(unit_range._replace(units=unit_range.units - (unit_range.units > 1)), batch_units)
+
+
+def overlap_allowed(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda ranges: None
+
+
+def roots_not_compared(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bug(entry: Any, receipts: Any, grants: Any, quorum: int) -> None:
+        if entry.cited:
+            return
+        original(entry, receipts, grants, quorum)
+
+    return bug
+
+
+def answered_twice_counts(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, receipt, words: original(self, receipt, 8)
+
+
+def quorum_ignored(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda entry, receipts, grants, quorum: original(entry, receipts, grants, 1)
+
+
+def level_opens_early(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, level: max(0, original(self, level) - 1)
+
+
+def leases_never_end(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, units, slots: 1e9
+
+
+def never_stuck(_: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, now: []
+
+
+def anybody_cancels(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bug(self: Any, cancel: Any) -> bool:
+        self.cancelled = self.cancelled or cancel
+        return True
+
+    return bug
+
+
+def words_out_of_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, start, count, ordinal, position: original(self, start, count, ordinal, position + (count > 2))
+
+
 PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
     ("a lease is counted twice", leases, "_step", lease_counted_twice),
     ("the lead's quorum is off by one", verdicts, "judge", quorum_off_by_one),
@@ -199,6 +247,20 @@ PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
     ("a finished level opens no other", lead.Lead, "_advance", level_never_opens),
     ("a unit that everybody had is never leased again", lead.Lead, "_take_again", nothing_again),
     ("a core is never free again", worker.Worker, "_on_source", tasks_never_end),
+    ("a late receipt does not count", lead.Lead, "_on_delivered", late_receipts_dropped),
+    ("anybody may lead", ledger.Ledger, "_by_a_lead", grants_to_a_stranger),
+    ("a keeper is believed to have one record more", keeping.PushBook, "on_acknowledged", acknowledged_too_much),
+    ("a push that failed is never sent again", keeping.PushBook, "on_failed", pushes_forget_failures),
+    ("a range may end one unit behind its batch", ledger, "check_range", ranges_off_by_one),
+    ("a statement may speak of a unit twice", ledger, "check_apart", overlap_allowed),
+    ("the root of a decision is not compared", ledger, "check_entry", roots_not_compared),
+    ("a worker may answer a lease twice", ledger.Ledger, "_check_receipt", answered_twice_counts),
+    ("keepers do not count who agrees", ledger, "check_entry", quorum_ignored),
+    ("a level opens one unit early", ledger.Ledger, "level_open", level_opens_early),
+    ("a lease never ends", lead.Lead, "_lease_s", leases_never_end),
+    ("what everybody disagrees about is asked for ever", lead.Lead, "_stuck", never_stuck),
+    ("anybody may cancel", ledger.Ledger, "_add_cancel", anybody_cancels),
+    ("words of a receipt are off by one", columns.Column, "add_words", words_out_of_step),
 ]
 
 

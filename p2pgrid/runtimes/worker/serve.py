@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from io import BufferedReader
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import msgspec
@@ -101,21 +101,29 @@ def _load_job(load: frames.Load, channel: Channel) -> ModuleType:
 
     faulthandler.enable()
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    module = ModuleType(MODULE_NAME)
-    module.__file__ = load.file_name
-    # Tracebacks and inspect find the text through the loader; nothing is read from a disk.
-    module.__loader__ = _Text(load.source)  # type: ignore[assignment]
-    sys.modules[MODULE_NAME] = module
     try:
-        exec(compile(load.source, load.file_name, "exec", dont_inherit=True), module.__dict__)
-        if not callable(getattr(module, load.entry, None)):
-            raise NameError(f"the job defines no function {load.entry}")
+        return load_module(load.source, load.file_name, load.entry)
     except BaseException as error:
         from .failures import describe_exception
 
-        channel.write([4, msgspec.Raw(describe_exception(error, skip_frames=1))])
+        channel.write([4, msgspec.Raw(describe_exception(error, skip_frames=2))])
         _flush_output()
         os._exit(0)
+
+
+def load_module(source: str, file_name: str, entry: str, program: CodeType | None = None) -> ModuleType:
+    """Run a job's top level; its module is ``sys.modules[MODULE_NAME]`` from then on. ``program``: the compiled source, if it is there.
+
+    Raises whatever the code raises, SyntaxError, and NameError when there is no function ``entry``.
+    """
+    module = ModuleType(MODULE_NAME)
+    module.__file__ = file_name
+    # Tracebacks and inspect find the text through the loader; nothing is read from a disk.
+    module.__loader__ = _Text(source)  # type: ignore[assignment]
+    sys.modules[MODULE_NAME] = module
+    exec(program or compile(source, file_name, "exec", dont_inherit=True), module.__dict__)
+    if not callable(getattr(module, entry, None)):
+        raise NameError(f"the job defines no function {entry}")
     return module
 
 

@@ -23,7 +23,14 @@ from .failures import describe_exception
 from .files import Folders
 
 if TYPE_CHECKING:
-    from .serve import Channel
+    from typing import Protocol
+
+    class Sink(Protocol):
+        """Where frames go."""
+
+        def write(self, message: Any) -> None:
+            """Take one frame; what it holds may change afterwards."""
+
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -34,7 +41,7 @@ _QUICK_S = 2e-6
 class UnitRunner:
     """Runs batches of one loaded module."""
 
-    def __init__(self, load: frames.Load, module: ModuleType, folders: Folders, progress: mmap, channel: Channel) -> None:
+    def __init__(self, load: frames.Load, module: ModuleType, folders: Folders, progress: mmap | bytearray, channel: Sink) -> None:
         self._module = module
         self._entry = load.entry
         self._folders = folders
@@ -135,7 +142,7 @@ class UnitRunner:
 class _Outbound:
     """Results on their way: what was gathered since the last frame."""
 
-    def __init__(self, sequence: int, first: int, channel: Channel) -> None:
+    def __init__(self, sequence: int, first: int, channel: Sink) -> None:
         self._sequence = sequence
         self._first = first
         self._channel = channel

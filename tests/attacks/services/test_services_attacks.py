@@ -182,6 +182,9 @@ async def test_only_the_submitter_cancels(grid: Grid, enter: Enter, stack: Async
     assert not pool.cancelled
     pool.gate.set()
     assert (await results(channel, job))[1].line.state == "done"
+    # What has ended cannot be cancelled any more, and that is no reason to say yes to anybody.
+    raw = seal(Cancel(wall_ms() + DAY_MS, job), bad.key, bad.grid.id).raw
+    await refused(bad.session.call("job.cancel", CancelRequest(raw), Ok), RefusedError, Reason.NO_ROLE)
 
 
 async def test_only_the_owner_calls_the_owners_methods(grid: Grid, enter: Enter, stack: AsyncExitStack) -> None:
@@ -291,6 +294,25 @@ async def test_a_kept_job_takes_nothing_that_does_not_hold(grid: Grid, enter: En
     again = await other.session.call("job.read", JobReadRequest(signed.id, 0), JobReadReply)
     assert [record.kind for record in again.records][-2:] == [kinds.RECEIPT, kinds.PAYLOAD]
     await is_served(bad)
+
+
+async def test_a_log_without_end_holds_nobody_up(grid: Grid, enter: Enter, stack: AsyncExitStack) -> None:
+    bad = await enter()
+    signed, _ = bad.job()
+    junk = LogRecord(kinds.BATCH, os.urandom(500_000))
+    asked = 0
+
+    def endless(session: Any, request: JobReadRequest) -> JobReadReply:
+        nonlocal asked
+        asked += 1
+        return JobReadReply((LogRecord(kinds.JOB, signed.raw), junk), request.cursor + 1, False)
+
+    bad.methods.on("job.read", JobReadRequest, endless)
+    await connected(stack, bad)
+    async with asyncio.timeout(5.0):
+        view = await grid[0].keeping.view(JobId(signed.id))
+    assert view.id == signed.id
+    assert 1 < asked < 10
 
 
 async def test_one_lead_cannot_fill_all_places_for_jobs(

@@ -171,6 +171,8 @@ def test_keepers_compute_only_where_answers_are_not_compared_or_others_are_few()
     assert workers_of(known, (b"k",), 2) == known - {b"k"}
     assert workers_of(known, (b"k",), 3) == known
     assert workers_of(known, (b"k",), 1) == known
+    # Somebody who never asks for units is not there.
+    assert workers_of(known, (b"k",), 2, frozenset({b"a"})) == known
 
 
 def test_one_push_a_keeper_is_under_way_and_progress_is_kept() -> None:

@@ -19,6 +19,10 @@ from p2pgrid.model.ids import NodeKey
 class Owner:
     def __init__(self) -> None:
         self.checked: list[GridNode] = []
+        self.lost: list[GridNode] = []
+
+    def lose(self, node: GridNode) -> None:
+        self.lost.append(node)
 
     def check_soon(self, node: GridNode) -> None:
         self.checked.append(node)

@@ -9,7 +9,7 @@ import pytest
 
 from p2pgrid.errors import TryAgainError
 from p2pgrid.model.reasons import Reason
-from p2pgrid.store.offload import InlineOffload, Offload, ThreadOffload
+from p2pgrid.offload import InlineOffload, Offload, ThreadOffload
 
 
 @pytest.mark.parametrize("kind", [ThreadOffload, InlineOffload])

@@ -1,4 +1,7 @@
-"""Where blocking work goes: hashing, the disk, SQLite. Threads in a node, inline in the simulator."""
+"""Where blocking work goes: hashing, the disk, SQLite. Threads in a node, inline in the simulator.
+
+This is the only place that runs a function beside an event loop: whoever needs it takes an :class:`Offload` as an argument.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ class ThreadOffload:
 
     def __init__(self, threads: int = 4, *, pending_max: int = 256, close_s: float = 5.0) -> None:
         """``pending_max``: calls waiting or running; ``close_s``: seconds that close() waits for running ones."""
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="p2pgrid-offload")
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
         self._pending_max, self._close_s = pending_max, close_s
         self._pending: set[Future[Any]] = set()
         self._closing = False
@@ -43,6 +47,8 @@ class ThreadOffload:
             raise TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
         if len(self._pending) >= self._pending_max:
             raise TryAgainError("too much work is waiting for the disk", reason=Reason.BUSY)
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="p2pgrid-offload")
         future = self._executor.submit(fn, *args, **kwargs)
         # The set only counts; add and discard of one element are atomic, so the executor's threads may call it.
         self._pending.add(future)
@@ -51,11 +57,14 @@ class ThreadOffload:
 
     async def close(self) -> bool:
         self._closing = True
+        executor = self._executor
+        if executor is None:
+            return True
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
 
         def shut() -> None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(ended.set)
 
@@ -75,3 +84,14 @@ class InlineOffload:
 
     async def close(self) -> bool:
         return True
+
+
+async def run_surely(offload: Offload, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """As ``offload.run``, but here and now when nothing more is taken: for what must be tidied up in any case.
+
+    ``fn`` must not raise TryAgainError itself.
+    """
+    try:
+        return await offload.run(fn, *args, **kwargs)
+    except TryAgainError:
+        return fn(*args, **kwargs)

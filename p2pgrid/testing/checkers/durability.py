@@ -1,0 +1,187 @@
+"""S5: what was acknowledged survives, and every object with a surviving holder becomes readable.
+
+1. A node that comes back with its disk has every record that was durable in its logs, but for one for each byte that
+   the simulation flipped there. It holds the blobs it was acknowledged to hold.
+2. A file that was acknowledged can be read after the faults, from somebody, while one of its holders lives.
+3. Decisions that lay durable in the log of a node that lives at the end can be read after the faults, too.
+4. Objects whose holders were all struck are counted as unlucky, beside what the formula for r copies expects.
+
+A holder is struck when it does not run at the end: its disk is gone, or it left. Liars lie about results; what their
+nodes hold counts like everybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from p2pgrid.model import log as kinds
+from p2pgrid.model.ids import BlobId
+from p2pgrid.model.work import OK, DecisionEntry
+from p2pgrid.testing.checkers.facts import Facts
+from p2pgrid.testing.checkers.journal import Entry, Journal, Log, Records
+from p2pgrid.testing.checkers.objects import Objects, unlucky_bound
+from p2pgrid.testing.observe import Onlooker
+
+if TYPE_CHECKING:
+    from p2pgrid.node import Node
+    from p2pgrid.testing.scenario import JobPlan
+
+
+class DurabilityChecker(Onlooker):
+    """S5, for logs, files and results."""
+
+    invariant = "S5"
+
+    def __init__(self, journal: Journal, facts: Facts) -> None:
+        super().__init__()
+        self._journal = journal
+        self._facts = facts
+        self._durable: dict[tuple[str, bytes], dict[bytes, Entry]] = {}
+        self._damaged: dict[str, None] = {}
+        """Machines on whose disks bytes were flipped."""
+        self._keys: dict[str, bytes] = {}
+        self.files = Objects(repair=facts.repair)
+        self.results = Objects(repair=facts.repair)
+        self._read: dict[bytes, bool] = {}
+        """By file: whether its latest get gave it."""
+        self._asked: dict[bytes, str] = {}
+        self._values: dict[bytes, dict[int, None]] = {}
+        """By job: numbers of units that readers were given."""
+        self._due: dict[tuple[str, bytes], list[Entry]] = {}
+        self._living: set[bytes] = set()
+        """Keys of the nodes that run at the end."""
+        self._population: dict[bytes, list[bytes]] = {}
+        self.lost = 0
+        """Objects with a surviving holder that could not be read; known after :meth:`finish`."""
+        self.unlucky = 0
+        self.unlucky_expected = 0.0
+
+    # -- logs --------------------------------------------------------------------------------
+
+    def on_log_durable(self, name: str, job: bytes, records: Records, error: str) -> None:
+        if error:
+            return
+        durable = self._durable.setdefault((name, job), {})
+        for entry in self._journal.entries(records):
+            durable[entry.id] = entry
+
+    def on_log_removed(self, name: str, job: bytes) -> None:
+        self._durable.pop((name, job), None)
+
+    def on_disk_damage(self, name: str, path: str) -> None:
+        self._damaged[name] = None
+
+    def on_start(self, name: str, node: Node) -> None:
+        if self._keys.setdefault(name, node.key.public) != node.key.public:
+            for known in [known for known in self._durable if known[0] == name]:
+                del self._durable[known]
+            self._keys[name] = node.key.public
+        for log, found, _ in self._journal.reread:
+            self._compare(log, found)
+        self._look_for_blobs(name, node)
+
+    def _compare(self, log: Log, found: Sequence[Entry]) -> None:
+        here = {entry.id for entry in found}
+        missing = [entry for known, entry in self._durable.get((log.name, log.job), {}).items() if known not in here]
+        if len(missing) > log.damaged:
+            what = f"{kinds.NAMES.get(missing[0].kind, 'record')} {missing[0].id.hex()[:8]}"
+            text = f"{len(missing)} durable records of job {log.job.hex()[:8]} are gone after a restart, the first is a {what}"
+            self.violate(log.name, text)
+        for entry in missing:
+            self._durable[log.name, log.job].pop(entry.id, None)
+
+    def _look_for_blobs(self, name: str, node: Node) -> None:
+        if name in self._damaged:
+            return
+        for blob in self.files.ids():
+            if node.key.public in self.files.holders(blob) and not node.blobs.has(BlobId(blob)):
+                self.violate(name, f"blob {blob.hex()[:8]} was acknowledged and is gone after a restart")
+
+    # -- objects ---------------------------------------------------------------------------------
+
+    def _everybody(self) -> list[bytes]:
+        return [node.key.public for node in self.view.living().values()]
+
+    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
+        self.files.add(blob, holders, self._everybody())
+
+    def on_read(self, name: str, blob: bytes, ok: bool, text: str) -> None:
+        self._read[blob] = ok
+        self._asked[blob] = text
+
+    def on_job(self, name: str, job: bytes, plan: JobPlan, keepers: int, expected: Sequence[object]) -> None:
+        self._values.setdefault(job, {})
+        self._population[job] = self._everybody()
+
+    def on_value(self, name: str, job: bytes, number: int, value: object) -> None:
+        self._values.setdefault(job, {})[number] = None
+
+    def on_calm(self) -> None:
+        """Only what is read from now on counts, and only what was durable by now is due."""
+        self._read.clear()
+        self._asked.clear()
+        for (name, job), durable in self._durable.items():
+            self._due[name, job] = [entry for entry in durable.values() if entry.kind == kinds.DECISION and entry.fault == ""]
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def at_end(self) -> None:
+        self._living = set(self._everybody())
+
+    def finish(self) -> None:
+        """Everything that can be read has been read: say what is lost."""
+        living = self._living
+        for job in self._values:
+            self._add_results(job)
+        for objects in (self.files, self.results):
+            objects.struck(*[key for key in self._journal.machines if key not in living])
+        for blob in self.files.ids():
+            if self.files.survivors(blob) and not self._read.get(blob, False):
+                self.lost += 1
+                if self._facts.expect.files_readable:
+                    why = self._asked.get(blob, "nobody read it after the faults")
+                    self.violate(blob.hex()[:8], f"a file with {len(self.files.survivors(blob))} living holders is lost: {why}")
+        beyond = set(self.results.unlucky)
+        for job in self._values:
+            self._look_for_results(job, living, beyond)
+        self.unlucky = len(self.files.unlucky) + len(beyond)
+        self.unlucky_expected = self.files.unlucky_expected + self.results.unlucky_expected
+        most = self._facts.expect.unlucky_max
+        bound = unlucky_bound(self.unlucky_expected) if most < 0 else most
+        if self.unlucky > bound:
+            self.violate("grid", f"{self.unlucky} objects lost all their holders, {bound:.1f} are the most", "expect")
+
+    def _decided(self, job: bytes) -> Iterator[tuple[bytes, DecisionEntry, Entry]]:
+        """(key of the node, line of a decision, the receipt its values are read from) of all that was durable at the calm."""
+        for (name, other), decisions in self._due.items():
+            if other == job:
+                for decision in decisions:
+                    for line in decision.body.entries:
+                        yield self._keys.get(name, b""), line, self._journal.statements[decision.body.receipts[line.cited[0]]]
+
+    def _add_results(self, job: bytes) -> None:
+        """The job's log is one object; so is each receipt whose results are blobs, for these lie elsewhere."""
+        holders: dict[bytes, None] = {}
+        population = self._population.get(job, ())
+        for key, _, receipt in self._decided(job):
+            holders[key] = None
+            if receipt.body.holders:
+                self.results.add(receipt.id, (receipt.author, *receipt.body.holders), population)
+        if holders:
+            self.results.add(job, list(holders), population)
+
+    def _look_for_results(self, job: bytes, living: set[bytes], beyond: set[bytes]) -> None:
+        """Every value that a living node had decided on its disk was given to somebody, or its blobs were struck."""
+        levels = self._journal.levels.get(job)
+        if levels is None:
+            return
+        missing: dict[int, None] = {}
+        for key, line, receipt in self._decided(job):
+            if line.outcome == OK and key in living and receipt.id not in beyond:
+                numbers = [levels.number(line.batch, unit) for unit in range(line.start, line.start + line.units)]
+                missing.update(dict.fromkeys(number for number in numbers if number >= 0 and number not in self._values[job]))
+        if missing:
+            self.lost += 1
+            text = f"{len(missing)} results that living nodes hold were given to nobody, the first is unit {min(missing)}"
+            self.violate(job.hex()[:8], text)

@@ -1,0 +1,152 @@
+"""L1: jobs end within the bound once faults have stopped. L3: copies return to r.
+
+L1 asks of a job only while the node that leads it lives without a break since it took the job, could write its log, and
+as many honest nodes that may run it are there as a quorum needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from p2pgrid.model import log as kinds
+from p2pgrid.model.ids import BlobId
+from p2pgrid.testing.checkers.facts import Facts
+from p2pgrid.testing.checkers.journal import Journal, Records
+from p2pgrid.testing.observe import Onlooker
+
+if TYPE_CHECKING:
+    from p2pgrid.node import Node
+    from p2pgrid.testing.scenario import JobPlan
+
+
+class _Taken:
+    __slots__ = ("at_s", "lead", "plan")
+
+    def __init__(self, plan: JobPlan, lead: str, at_s: float) -> None:
+        self.plan = plan
+        self.lead = lead
+        self.at_s = at_s
+
+
+class LivenessChecker(Onlooker):
+    """L1, for all accepted jobs that are to end."""
+
+    invariant = "L1"
+
+    def __init__(self, journal: Journal, facts: Facts) -> None:
+        super().__init__()
+        self._journal = journal
+        self._facts = facts
+        self._calm_s: float | None = None
+        self._taken: dict[bytes, _Taken] = {}
+        self._ended_s: dict[bytes, float] = {}
+        self._excused: dict[bytes, str] = {}
+        self._able_then: dict[bytes, int] = {}
+
+    @property
+    def ended_s(self) -> dict[bytes, float]:
+        """By job: when its end was signed, or it was cancelled, in virtual seconds."""
+        return dict(self._ended_s)
+
+    @property
+    def excused(self) -> dict[bytes, str]:
+        """Jobs of which no end is asked, and why."""
+        return dict(self._excused)
+
+    def on_job(self, name: str, job: bytes, plan: JobPlan, keepers: int, expected: Sequence[object]) -> None:
+        self._taken[job] = _Taken(plan, name, self.view.now)
+
+    def on_log(self, name: str, job: bytes, records: Records) -> None:
+        for kind, _ in records:
+            if kind in (kinds.SETTLED, kinds.CANCEL):
+                self._ended_s.setdefault(job, self.view.now)
+
+    def on_log_durable(self, name: str, job: bytes, records: Records, error: str) -> None:
+        taken = self._taken.get(job)
+        if error and taken is not None and taken.lead == name:
+            self._excused[job] = f"its lead could not write its log: {error}"
+
+    def on_crash(self, name: str) -> None:
+        self._lead_gone(name, "its lead crashed")
+
+    def on_close(self, name: str, node: Node) -> None:
+        self._lead_gone(name, "its lead left")
+
+    def _lead_gone(self, name: str, why: str) -> None:
+        for job, taken in self._taken.items():
+            if taken.lead == name and job not in self._ended_s:
+                self._excused.setdefault(job, why)
+
+    def on_calm(self) -> None:
+        self._calm_s = self.view.now
+
+    def at_end(self) -> None:
+        self._able_then = {job: self._able(job) for job in self.due}
+
+    @property
+    def due(self) -> list[bytes]:
+        """Jobs that are to end and have not: whoever runs the grid waits for them, at most ``settle_s`` from the calm."""
+        return [
+            job for job, taken in self._taken.items() if taken.plan.until_end and not {job} & (self._excused.keys() | self._ended_s.keys())
+        ]
+
+    def finish(self) -> None:
+        """Report the jobs that ended late, or not at all though their time is over."""
+        for job, taken in self._taken.items():
+            if not taken.plan.until_end or job in self._excused or self._calm_s is None:
+                continue
+            due_s = max(self._calm_s, taken.at_s) + self._facts.settle_s
+            ended_s = self._ended_s.get(job, math.inf)
+            if ended_s <= due_s or self.view.now < due_s:
+                continue
+            able = self._able_then.get(job, taken.plan.quorum)
+            if able < taken.plan.quorum:
+                self._excused[job] = f"{able} honest nodes may run it, {taken.plan.quorum} are needed"
+                continue
+            when = "has not ended" if ended_s == math.inf else f"ended {ended_s - due_s:.1f} s late"
+            text = f"job '{taken.plan.name}' ({job.hex()[:8]}) {when}: {self._facts.settle_s:.0f} s after the faults are the bound"
+            self.violate(taken.lead, text)
+
+    def _able(self, job: bytes) -> int:
+        """How many honest nodes are there that may run units of a job."""
+        statement = self._journal.jobs.get(job)
+        count = 0
+        for name, node in self.view.living().items():
+            policy = node.config.policy
+            willing = policy.native or name == self._taken[job].lead
+            fits = statement is None or statement.body.runtime in policy.runtimes
+            count += self.view.honest(name) and policy.cores > 0 and "work" in node.member.roles and willing and fits
+        return count
+
+
+class CopiesChecker(Onlooker):
+    """L3: how many copies of each file are left at the end."""
+
+    invariant = "L3"
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self._facts = facts
+        self._wanted: dict[bytes, int] = {}
+        self.figures: dict[str, float] = {}
+        """``copies_mean``, ``copies_min`` and ``copies_short`` (files with fewer than they had); known at the end."""
+
+    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
+        self._wanted[blob] = len(set(holders))
+
+    def at_end(self) -> None:
+        nodes = list(self.view.living().values())
+        stores = sum("store" in node.member.roles for node in nodes)
+        counts = {blob: sum(node.blobs.has(BlobId(blob)) for node in nodes) for blob in self._wanted}
+        short = {blob: count for blob, count in counts.items() if count < min(self._wanted[blob], stores)}
+        if counts:
+            self.figures = {
+                "copies_mean": sum(counts.values()) / len(counts),
+                "copies_min": float(min(counts.values())),
+                "copies_short": float(len(short)),
+            }
+        if self._facts.repair:
+            for blob, count in short.items():
+                self.violate(blob.hex()[:8], f"a file has {count} copies at the end, and had {self._wanted[blob]}")

@@ -1,0 +1,211 @@
+"""A whole grid in one process, in virtual time, from one seed: real nodes on simulated machines, with faults.
+
+    verdict = SimulatedGrid(load(Path("scenarios/grids/churn.toml")), seed=7).run()
+    assert verdict.ok, verdict.violations
+
+A run has four parts. While faults happen, people submit jobs and put files. Then everything that can be undone is
+undone, and what the scenario promises must come true within the bound of the liveness phase. Then readers at other
+machines ask for every result and every file that was acknowledged. At last all nodes end, and must leave nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from p2pgrid.runtimes.tasks import Kind
+from p2pgrid.testing import faults
+from p2pgrid.testing.attackers import Attackers
+from p2pgrid.testing.clients import JobRun
+from p2pgrid.testing.crowd import Crowd
+from p2pgrid.testing.disk import temporary_folder
+from p2pgrid.testing.errands import Errands
+from p2pgrid.testing.gridplan import AirPlan, FaultEvent, plan
+from p2pgrid.testing.lookup_probe import LookupProbe
+from p2pgrid.testing.machines import OFF_S
+from p2pgrid.testing.network import SimulatedNetwork, Weather
+from p2pgrid.testing.observe import Onlooker
+from p2pgrid.testing.reasons import reasons_given
+from p2pgrid.testing.referee import Referee, signatures
+from p2pgrid.testing.runtime import UnitTimes
+from p2pgrid.testing.scenario import GridScenario
+from p2pgrid.testing.verdict import JobVerdict, Verdict, Violation
+from p2pgrid.testing.world import Stuck, World
+
+CALM_S = 20.0
+"""At least this long passes between the last fault and the readers."""
+READING_S = 90.0
+LOOKUPS = 12
+IDEAL_MIN_S = 2.0
+"""Jobs that are shorter say nothing about how well the machines are used."""
+CLOSING_S = 30.0
+"""A node that ends in good order is gone by then."""
+
+
+class SimulatedGrid:
+    """One seed of one scenario. Runs once."""
+
+    def __init__(self, scenario: GridScenario, seed: int, *, onlookers: Sequence[Onlooker] = ()) -> None:
+        """``onlookers``: of the caller, besides the checkers; told everything first."""
+        self.scenario = scenario
+        self.seed = seed
+        self.world = World(seed)
+        self._extra = onlookers
+        self._broken: list[Violation] = []
+
+    def run(self) -> Verdict:
+        """Play it and say what came of it. Raises nothing for what the nodes do."""
+        with ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder())
+            self.holds = stack.enter_context(signatures(self.scenario.signatures))
+            self.reasons = stack.enter_context(reasons_given())
+            self._build(folder)
+            stack.callback(self.world.close)
+            stack.enter_context(self.referee.listening())
+            try:
+                self._play()
+            except Stuck as error:
+                self._break("L4", "world", str(error))
+            return self._verdict()
+
+    def _break(self, invariant: str, where: str, text: str) -> None:
+        self._broken.append(Violation(invariant, self.world.now, where, text))
+
+    # -- putting it together ------------------------------------------------------------
+
+    def _build(self, folder: Path) -> None:
+        world, scenario = self.world, self.scenario
+        self.plan = plan(scenario, self.seed)
+        self.network = SimulatedNetwork(world, world.fork("network"), _weather(self.plan.air))
+        self.times = UnitTimes(self.seed)
+        self.crowd = Crowd(world, self.network, self.plan, folder, self.times)
+        self.errands = Errands(self.crowd, Path(scenario.folder))
+        self.referee = Referee(self.crowd, scenario, self.holds)
+        self.crowd.onlookers = [*self._extra, *self.referee.all]
+        self.crowd.poisons.append(self.referee.facts.poison)
+        self.crowd.causes.append(self.referee.on_cause)
+        for onlooker in self.crowd.onlookers:
+            onlooker.attach(self.crowd)
+            self.network.watchers.append(onlooker.on_datagram)
+        self.crowd.hostile.append(Attackers(self.crowd, self.network, self.referee.facts.poison))
+        for event in self.plan.faults:
+            world.at(event.at_s, self._strike, event)
+        world.after(1.0, self._second)
+
+    def _strike(self, event: FaultEvent) -> None:
+        struck = faults.apply(event, self.crowd)
+        for onlooker in self.crowd.onlookers:
+            onlooker.on_fault(event, struck)
+
+    def _second(self) -> None:
+        for onlooker in self.crowd.onlookers:
+            onlooker.on_second()
+        self.world.note(len(self.crowd.living()), self.network.messages)
+        self.world.after(1.0, self._second)
+
+    # -- the four parts --------------------------------------------------------------------
+
+    def _play(self) -> None:
+        world, crowd = self.world, self.crowd
+        world.run_for(self.plan.duration_s)
+        self._calm()
+        bound_s = world.now + self.scenario.settle_s
+        world.run_for(min(CALM_S, self.scenario.settle_s))
+        world.run_until(lambda: self.errands.settled() and not self.referee.liveness.due, bound_s)
+        for onlooker in crowd.onlookers:
+            onlooker.at_end()
+        self.errands.read_all()
+        world.run_until(lambda: not self.errands.unread, world.now + READING_S)
+        probe = LookupProbe(crowd, world.fork("lookups"), self.referee.lookups)
+        probe.start(LOOKUPS)
+        world.run_until(probe.over, world.now + READING_S)
+        self._close_all()
+
+    def _calm(self) -> None:
+        crowd = self.crowd
+        crowd.calm = True
+        faults.calm(crowd)
+        for onlooker in crowd.onlookers:
+            onlooker.on_calm()
+
+    def _close_all(self) -> None:
+        """Every node leaves, in an order drawn from the seed; each within its bound."""
+        crowd, names = self.crowd, self.crowd.running()
+        self.world.fork("closing").shuffle(names)
+        for name in names:
+            crowd.leave(name)
+        over = self.world.run_until(lambda: not crowd.running(), self.world.now + CLOSING_S)
+        if not over:
+            for name in crowd.running():
+                self._break("L4", name, f"the node had not ended {CLOSING_S:g} s after it was asked to")
+        self.world.run_for(2 * OFF_S)
+
+    # -- the verdict ------------------------------------------------------------------------
+
+    def _verdict(self) -> Verdict:
+        jobs = [self._job_verdict(run) for run in self.errands.jobs]
+        verdict = Verdict(
+            scenario=self.scenario.name,
+            seed=self.seed,
+            nodes=len(self.crowd.machines),
+            virtual_seconds=round(self.world.now, 3),
+            events=self.world.events,
+            messages=self.network.messages + self.network.datagrams,
+            bytes=self.network.bytes,
+            units=sum(run.map_units for run in self.errands.jobs),
+            files=sum(run.stored for run in self.errands.files),
+            makespan_ratio=max((round(job.makespan_s / job.ideal_s, 3) for job in jobs if job.ideal_s >= IDEAL_MIN_S), default=0.0),
+            jobs=jobs,
+            faults=dict(sorted(self.crowd.faults.items())),
+            reasons=dict(sorted(self.reasons.items())),
+            paths=dict(sorted(self.crowd.paths.items())),
+        )
+        self._expect(verdict)
+        verdict.violations = self._broken
+        self.referee.judge(verdict)
+        verdict.ok = not verdict.violations
+        verdict.trace_hash = self._trace_hash(verdict)
+        return verdict
+
+    def _trace_hash(self, verdict: Verdict) -> str:
+        """Over all events, and over what came of them."""
+        self.world.note(msgspec.json.encode(verdict, order="sorted"))
+        return self.world.trace_hash()
+
+    def _job_verdict(self, run: JobRun) -> JobVerdict:
+        made = JobVerdict(name=run.plan.name, job=run.job.hex() if run.job else "", units=run.map_units, state=run.state)
+        whole = bool(run.expected) and run.correct == len(run.expected)
+        made.correct, made.failed = run.map_units if whole else run.correct, run.failed
+        if run.followed and run.job is not None:
+            made.makespan_s = round(run.ended_s - run.submitted_s, 3)
+            work_s = sum(self.times.base_s(run.job, Kind.MAP, number) for number in range(run.map_units)) * run.plan.quorum
+            made.ideal_s = round(self.crowd.ideal_s(run.submitted_s, work_s), 3)
+        return made
+
+    def _expect(self, verdict: Verdict) -> None:
+        """What the scenario promises beyond the invariants."""
+        expect = self.scenario.expect
+        for run in self.errands.jobs:
+            if run.cancelled or not run.plan.until_end:
+                continue
+            whole = bool(run.expected) and run.correct == len(run.expected)
+            if expect.jobs_complete and not whole:
+                self._break("expect", run.plan.name, f"the job is not complete: {run.correct} of {len(run.expected)} right ({run.state})")
+            elif run.followed and run.correct < expect.units_correct_min * len(run.expected):
+                self._break("expect", run.plan.name, f"only {run.correct} of {len(run.expected)} values are right")
+        if expect.makespan_ratio_max >= 0 and verdict.makespan_ratio > expect.makespan_ratio_max:
+            self._break("expect", "jobs", f"the makespan is {verdict.makespan_ratio} times the ideal")
+
+
+def _weather(air: AirPlan) -> Weather:
+    return Weather(
+        latency_s=air.latency_s,
+        latency_sigma=air.latency_sigma,
+        jitter_s=air.jitter_s,
+        loss=air.loss,
+        duplicate=air.duplicate,
+        reorder=air.reorder,
+    )
