@@ -100,15 +100,16 @@ class Follower:
         self._news.set()
 
     async def _drain(self) -> AsyncIterator[FollowEvent]:
-        """What is queued, once it is on disk, in events of a bounded size."""
-        if not self._queue:
+        """What is queued, once it is on disk, in events of a bounded size. What is decided meanwhile waits for the next time."""
+        count = len(self._queue)
+        if not count:
             return
         file = self._view.file
         with contextlib.suppress(P2PGridError):
             await file.wait(self._due)
         found: list[ResultSpan] = []
         size_bytes = 0
-        while self._queue:
+        for _ in range(count):
             entry = self._queue.popleft()
             if not self._wanted(entry):
                 continue

@@ -9,7 +9,7 @@
 
 Safety: S1 and S9 in :mod:`decisions`, S2 in :mod:`views`, S3 in :mod:`authenticity`, S4 in :mod:`bounds`, S5 in
 :mod:`durability`, S6 in :mod:`records`, S7 in :mod:`policy`, S8 in :mod:`paths`. Liveness: L1 and L3 in
-:mod:`liveness`, L2 in :mod:`lookups`, L4 in :mod:`endings`. Wrong values in :mod:`wrong`, logged errors in :mod:`logs`.
+:mod:`liveness`, L3 of job logs in :mod:`keepers`, L2 in :mod:`lookups`, L4 in :mod:`endings`. Wrong values in :mod:`wrong`, logged errors in :mod:`logs`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from p2pgrid.testing.checkers.durability import DurabilityChecker
 from p2pgrid.testing.checkers.endings import EndingChecker
 from p2pgrid.testing.checkers.facts import Facts, ed25519_holds
 from p2pgrid.testing.checkers.journal import Journal
+from p2pgrid.testing.checkers.keepers import KeeperChecker
 from p2pgrid.testing.checkers.liveness import CopiesChecker, LivenessChecker
 from p2pgrid.testing.checkers.logs import LogChecker
 from p2pgrid.testing.checkers.lookups import LookupChecker, true_closest
@@ -67,11 +68,12 @@ def all_checkers(facts: Facts) -> list[Onlooker]:
         AuthenticityChecker(journal, facts),
         BoundsChecker(facts.limits),
         DurabilityChecker(journal, facts),
-        RecordChecker(journal, facts.limits.clock_skew_ms),
+        RecordChecker(journal, facts),
         PolicyChecker(journal, facts),
         PathChecker(facts),
         LivenessChecker(journal, facts),
         CopiesChecker(facts),
+        KeeperChecker(journal),
         LookupChecker(facts),
         EndingChecker(),
         ValueChecker(journal, facts),

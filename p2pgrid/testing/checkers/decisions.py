@@ -5,7 +5,7 @@
 3. A decision lies behind the receipts it cites, and they bear it out: see :mod:`p2pgrid.testing.checkers.weighing`.
 4. A payload is what a receipt before it names; where it lies at the lead, its values are what the receipt says.
 5. A unit is decided once in each log, by one lead. The end of a job says what was decided before it.
-6. What a reader is given was decided in the log of the node that gave it.
+6. What a reader is given was decided in the log of the node that gave it, and lay on its disk.
 """
 
 from __future__ import annotations
@@ -182,8 +182,11 @@ class DecisionChecker(Onlooker):
             self.violate(name, f"a reader was given unit {number} of job {job.hex()[:8]}, of which nothing is known", "S9")
             return
         answers = self._answers.decided.get(job, {}).get(levels.place(number), ())
-        if not any(answer.outcome == OK and answer.decision.id in log.held for answer in answers):
+        here = [answer.decision.id for answer in answers if answer.outcome == OK and answer.decision.id in log.held]
+        if not here:
             self.violate(name, f"a reader was given unit {number} of job {job.hex()[:8]}, which is not decided in its log", "S9")
+        elif all(decision in log.pending for decision in here):
+            self.violate(name, f"a reader was given unit {number} of job {job.hex()[:8]} before it was on the disk", "S5")
 
     def finish(self) -> None:
         """All readers together were given no more units than were decided, each number counted once."""

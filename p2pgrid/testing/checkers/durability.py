@@ -104,6 +104,8 @@ class DurabilityChecker(Onlooker):
         return [node.key.public for node in self.view.living().values()]
 
     def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
+        if not holders:
+            self.violate(name, f"a put of blob {blob.hex()[:8]} was acknowledged, and nobody holds it")
         self.files.add(blob, holders, self._everybody())
 
     def on_read(self, name: str, blob: bytes, ok: bool, text: str) -> None:

@@ -1,7 +1,8 @@
-"""S6: a record is never replaced by a lower sequence at its holder, nor served after its expiry.
+"""S6: a record is never replaced by a lower sequence at its holder, nor served after its expiry. S3: nor served if forged.
 
 Datagrams are read as docs/spec/dht.md lays them out. All but replies that carry records are passed over after a look at
-a few bytes, and a record that was met before is not read again.
+a few bytes, and a record that was met before is not read again. A datagram says itself who sent it: that is believed only
+of one that comes from the address of that node's machine, since hostile machines send what they like from their own.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from blake3 import blake3
 
 from p2pgrid.errors import MalformedError
+from p2pgrid.testing.checkers.facts import Facts
 from p2pgrid.testing.checkers.journal import Journal
 from p2pgrid.testing.observe import Onlooker
 from p2pgrid.wire.codec import decode
@@ -40,6 +43,8 @@ class _Known(NamedTuple):
     slot: tuple[int, bytes, bytes]
     seq: int
     expires_ms: int
+    fault: str
+    """Why nobody may believe it; empty for nothing."""
 
 
 def records_in(data: bytes) -> list[bytes]:
@@ -69,10 +74,10 @@ class RecordChecker(Onlooker):
 
     invariant = "S6"
 
-    def __init__(self, journal: Journal, skew_ms: int) -> None:
+    def __init__(self, journal: Journal, facts: Facts) -> None:
         super().__init__()
         self._journal = journal
-        self._skew_ms = skew_ms
+        self._facts = facts
         self._known: OrderedDict[bytes, _Known | None] = OrderedDict()
         self._served: OrderedDict[tuple[bytes, Any], tuple[int, int]] = OrderedDict()
         """By (holder, slot): the highest sequence it served, and when that record expires."""
@@ -93,14 +98,18 @@ class RecordChecker(Onlooker):
         name = self._journal.machines.get(holder)
         if name is None or name not in self._journal.up or not self.view.honest(name):
             return
+        if source[0] != self._journal.nodes[name].config.host:
+            return
         # By its own clock it must not serve it; nor long after the true time, however wrong that clock is.
-        oldest_ms = max(self.view.wall_ms(name), self.view.wall_ms() - self._skew_ms)
+        oldest_ms = max(self.view.wall_ms(name), self.view.wall_ms() - self._facts.limits.clock_skew_ms)
         for raw in found:
             known = self._look(raw)
             if known is None:
                 continue
             self.served += 1
             where = f"record of {known.slot[2].hex()[:8]} under {known.slot[1].hex()[:8]}"
+            if known.fault:
+                self.violate(name, f"a {where} was served that {known.fault}", "S3")
             if known.expires_ms < oldest_ms:
                 self.violate(name, f"a {where} was served {(oldest_ms - known.expires_ms) / 1000:.0f} s after it had expired")
             place = holder, known.slot
@@ -117,10 +126,18 @@ class RecordChecker(Onlooker):
         try:
             envelope = decode(raw, Envelope)
             body = decode(envelope.body, _Body)
-            known = _Known((body.kind, body.key, envelope.author), body.seq, body.expires_ms)
+            known = _Known((body.kind, body.key, envelope.author), body.seq, body.expires_ms, self._fault(raw, envelope))
         except MalformedError:
             known = None
         self._known[raw] = known
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return known
+
+    def _fault(self, raw: bytes, envelope: Envelope) -> str:
+        if raw in self._facts.poisoned:
+            return "was forged"
+        message = b"p2pgrid/1/record\0" + self._facts.grid + blake3(envelope.author + envelope.body).digest()
+        if envelope.type != "record" or not self._facts.holds(envelope.author, envelope.signature, message):
+            return "has a signature that does not hold"
+        return ""

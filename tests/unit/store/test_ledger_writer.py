@@ -28,10 +28,10 @@ class GatedDisk(Disk):
     """Syncs of data wait until they are let through, and are counted."""
 
     def __init__(self) -> None:
-        self.entered, self.gate, self.syncs = threading.Semaphore(0), threading.Semaphore(0), 0
+        self.entered, self.gate, self.synced = threading.Semaphore(0), threading.Semaphore(0), 0
 
     def sync_data(self, descriptor: int) -> None:
-        self.syncs += 1
+        self.synced += 1
         self.entered.release()
         assert self.gate.acquire(timeout=WAIT_S)
         super().sync_data(descriptor)
@@ -77,7 +77,7 @@ def test_what_waits_while_a_sync_runs_shares_the_next_one(tmp_path: Path) -> Non
     assert seen == []
     disk.gate.release(2)
     assert ended.wait(WAIT_S)
-    assert disk.syncs == 2
+    assert disk.synced == 2
     assert writer.close(WAIT_S)
 
 

@@ -1,0 +1,352 @@
+"""Bugs to be planted in whole nodes, each as a programmer's mistake would look."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2pgrid.core import admission, verdicts
+from p2pgrid.core.worker import Worker
+from p2pgrid.dht import base, records, table
+from p2pgrid.dht.lost import LostContacts
+from p2pgrid.dht.records import Record, RecordStore
+from p2pgrid.errors import IntegrityError, P2PGridError
+from p2pgrid.model.reasons import Reason
+from p2pgrid.net.heart import Heart
+from p2pgrid.net.pool import Pool
+from p2pgrid.node import Node
+from p2pgrid.services import absorbing, deriving, keeping, leading, results, working
+from p2pgrid.services.following import Follower
+from p2pgrid.services.joblog import JobFile
+from p2pgrid.services.keeping import Keeping
+from p2pgrid.services.leading import Leading
+from p2pgrid.services.peers import Peers
+from p2pgrid.services.storing import Storing
+from p2pgrid.services.tasks import Tasks
+from p2pgrid.store import blobs
+from p2pgrid.store.accounts import Accounts
+from p2pgrid.store.blobs import BlobStore
+from p2pgrid.store.disk import Disk
+from p2pgrid.store.ledger import JobLog
+from p2pgrid.testing.disk import SimulatedDisk
+from p2pgrid.wire import envelope
+from p2pgrid.wire.codec import decode
+from p2pgrid.wire.messages import Ok, Payload
+
+Patch = pytest.MonkeyPatch
+
+
+def _ignored(*_: Any, **__: Any) -> None:
+    """Nothing is done, and nobody is told."""
+
+
+# -- what is believed -----------------------------------------------------------------------
+
+
+def signature_skipped(patch: Patch) -> None:
+    """Statements are decoded and never verified."""
+    patch.setattr(envelope, "verify", _ignored)
+
+
+def record_signature_skipped(patch: Patch) -> None:
+    """Records of the DHT are."""
+
+    def open_record(raw: bytes, grid: Any, now_ms: int, limits: Any) -> Any:
+        outer = envelope.peek(raw)
+        record = envelope.Signed(decode(outer.body, Record), outer.author, envelope.statement_id(outer.author, outer.body), raw)
+        records.check_record(record, now_ms, limits)
+        return record
+
+    patch.setattr(records, "open_record", open_record)
+
+
+def payload_unchecked(patch: Patch) -> None:
+    """A lead takes values without comparing them with what their worker signed."""
+    patch.setattr(leading, "check_payload", lambda receipt, encoded: decode(encoded, Payload))
+
+
+def known_records_kept_again(patch: Patch) -> None:
+    """A keeper writes down what it has once more."""
+    plain = absorbing.merge
+
+    def merge(kept: Any, record: Any, grid: Any, now_ms: int | None) -> bool:
+        return plain(kept, record, grid, now_ms) or record.kind in absorbing.STATEMENTS
+
+    patch.setattr(absorbing, "merge", merge)
+
+
+def corrupt_copies_trusted(patch: Patch) -> None:
+    """Chunks are read without being verified."""
+    patch.setattr(blobs, "check_chunk", _ignored)
+
+
+# -- decisions and values --------------------------------------------------------------------
+
+
+def quorum_not_asked(patch: Patch) -> None:
+    """The first answer decides."""
+    plain = verdicts.judge
+    patch.setattr(verdicts, "judge", lambda answers, wanted: plain(answers, min(1, wanted)))
+
+
+def units_from_one(patch: Patch) -> None:
+    """Readers are told the number of a unit as people count."""
+    plain = Follower._columns
+
+    def columns(self: Follower, span: Any, payload: Payload) -> Any:
+        found = plain(self, span, payload)
+        return msgspec.structs.replace(found, first=found.first + 1)
+
+    patch.setattr(Follower, "_columns", columns)
+
+
+def shown_before_synced(patch: Patch) -> None:
+    """A lead does not wait for its disk before it tells results."""
+
+    async def wait(self: JobFile, cursor: int) -> None:
+        await asyncio.sleep(0)
+
+    patch.setattr(JobFile, "wait", wait)
+
+
+def root_out_of_order(patch: Patch) -> None:
+    """The root of a job goes over its batches from the last to the first."""
+    plain = results.root_of
+    for module in (leading, absorbing):
+        patch.setattr(module, "root_of", lambda ledger, batches: plain(ledger, list(batches)[::-1]))
+
+
+# -- what the owner lends -----------------------------------------------------------------------
+
+
+def policy_ignored(patch: Patch) -> None:
+    """That native code of others is refused is noted, and it runs."""
+    plain = admission.refuse_work
+
+    def refuse_work(*terms: Any) -> Reason | None:
+        reason = plain(*terms)
+        return None if reason is Reason.NATIVE_REFUSED else reason
+
+    patch.setattr(working, "refuse_work", refuse_work)
+
+
+def one_core_more(patch: Patch) -> None:
+    """A machine that lends two cores runs three tasks."""
+    plain = Worker._start
+
+    def start(self: Worker) -> Any:
+        self.slots += 1
+        try:
+            return plain(self)
+        finally:
+            self.slots -= 1
+
+    patch.setattr(Worker, "_start", start)
+
+
+def quota_unchecked(patch: Patch) -> None:
+    """Room is set aside whether there is any or not."""
+
+    def reserve(self: Accounts, size_bytes: int) -> None:
+        self.reserved_bytes += size_bytes
+        self.reserved_blobs += 1
+
+    patch.setattr(Accounts, "reserve", reserve)
+
+
+# -- what was acknowledged ------------------------------------------------------------------------
+
+
+def ledger_unsynced(patch: Patch) -> None:
+    """A log is written and acknowledged, and the disk may write it when it likes."""
+
+    def write(self: Any, data: bytes) -> None:
+        descriptor = self._disk.modify(self._path)
+        try:
+            self._disk.write_at(descriptor, data, self._end)
+        finally:
+            self._disk.close(descriptor)
+
+    patch.setattr(JobLog, "_write", write)
+
+
+def renamed_before_synced(patch: Patch) -> None:
+    """A blob gets its name before its content is on the disk."""
+
+    def copy(self: Any, source: int, size_bytes: int, target: Path) -> Any:
+        with patch.context() as inner:
+            inner.setattr(type(self._disk), "sync", _ignored)
+            return plain_copy(self, source, size_bytes, target)
+
+    def write_file(self: Disk, path: Path, data: bytes) -> None:
+        descriptor = self.create(path)
+        try:
+            self.truncate(descriptor, 0)
+            self.write_at(descriptor, data, 0)
+        finally:
+            self.close(descriptor)
+
+    plain_copy = BlobStore._copy
+    patch.setattr(BlobStore, "_copy", copy)
+    for kind in (Disk, SimulatedDisk):
+        patch.setattr(kind, "write_file", write_file)
+
+
+def records_dropped(patch: Patch) -> None:
+    """A keeper acknowledges every delta but the first, and keeps nothing of it."""
+    plain = Keeping._on_delta
+
+    async def on_delta(self: Keeping, session: Any, request: Any) -> Ok:
+        if request.job in self.jobs:
+            return Ok()
+        return await plain(self, session, request)
+
+    patch.setattr(Keeping, "_on_delta", on_delta)
+
+
+def logs_forgotten(patch: Patch) -> None:
+    """A keeper that starts again does not look which logs it has."""
+    plain = Keeping.start
+
+    async def start(self: Keeping) -> None:
+        await plain(self)
+        self._ids.clear()
+
+    patch.setattr(Keeping, "start", start)
+
+
+def acknowledged_before_stored(patch: Patch) -> None:
+    """What somebody puts is given its address, and gets lost on its way into the store."""
+    plain = Storing.take_file
+
+    async def take_file(self: Storing, path: Path, expires_ms: int, size_bytes_max: int = 0) -> Any:
+        blob, size_bytes = await plain(self, path, expires_ms, size_bytes_max)
+        self._context.blobs.delete(blob)
+        return blob, size_bytes
+
+    patch.setattr(Storing, "take_file", take_file)
+
+
+def leases_in_seconds(patch: Patch) -> None:
+    """The time at which leases end is compared with one a thousand times as large."""
+    plain = BlobStore.expire
+    patch.setattr(BlobStore, "expire", lambda self, now_ms: plain(self, now_ms * 1000))
+
+
+# -- the DHT -----------------------------------------------------------------------------------------
+
+
+def expiry_ignored(patch: Patch) -> None:
+    """Records are served for ever."""
+    patch.setattr(RecordStore, "purge", _ignored)
+
+
+def lower_sequence_taken(patch: Patch) -> None:
+    """Whatever record came last counts."""
+
+    def replace(self: Any, kept: Any, record: Any, slot: Any) -> None:
+        kept.copied_at = self._clock()
+        kept.record = record
+        self._expect(record, slot)
+
+    patch.setattr(RecordStore, "_replace", replace)
+
+
+def bucket_off_by_one(patch: Patch) -> None:
+    """A bucket takes one contact more than it has places."""
+    plain = base.KBucket.add_node
+
+    def add_node(self: Any, contact: Any) -> bool:
+        self.ksize += 1
+        try:
+            return bool(plain(self, contact))
+        finally:
+            self.ksize -= 1
+
+    patch.setattr(table.GridBucket, "add_node", add_node)
+
+
+def neighbours_off_by_one(patch: Patch) -> None:
+    """The nearest contact is left out of every answer."""
+    plain = table.GridTable.find_neighbors
+
+    def find_neighbors(self: Any, target: Any, k: int | None = None, exclude: Any = None) -> Any:
+        wanted = self.ksize if k is None else k
+        return plain(self, target, wanted + 1, exclude)[1:]
+
+    patch.setattr(table.GridTable, "find_neighbors", find_neighbors)
+
+
+def lost_not_remembered(patch: Patch) -> None:
+    """Who did not answer is never asked again."""
+    patch.setattr(LostContacts, "remember", _ignored)
+
+
+# -- coming, going and ending ----------------------------------------------------------------------------
+
+
+def restart_unnoticed(patch: Patch) -> None:
+    """A peer that has started again counts as the one it was."""
+    patch.setattr(Peers, "_note_instance", _ignored)
+
+
+def tasks_left(patch: Patch) -> None:
+    """Whoever owns tasks stops to take new ones, and leaves the others running."""
+
+    async def close(self: Any, timeout_s: float = 5.0) -> None:
+        self._closing = True
+
+    patch.setattr(Tasks, "close", close)
+
+
+def timer_left(patch: Patch) -> None:
+    """The heart beats on."""
+    patch.setattr(Heart, "stop", _ignored)
+
+
+def sessions_left(patch: Patch) -> None:
+    """The pool is closed, and its sessions are not."""
+
+    async def close(self: Any) -> None:
+        self._closed = True
+        self._heart.stop()
+        for task in [*self._tasks, *self._dials.values()]:
+            task.cancel()
+        for transport in self._transports:
+            await transport.close()
+
+    patch.setattr(Pool, "close", close)
+
+
+def error_in_the_background(patch: Patch) -> None:
+    """A key is taken for granted in a task that nobody waits for."""
+
+    async def announce(self: Keeping, job: Any) -> None:
+        await asyncio.sleep(0.5)
+        del self.led[job]
+
+    patch.setattr(Keeping, "_announce", announce)
+
+
+def written_outside(patch: Patch) -> None:
+    """The list of peers is written beside the home."""
+
+    def save_peers(self: Node) -> None:
+        self.machine.disk.write_file(self.home.folder.parent / "peers.json", b"{}")
+
+    patch.setattr(Node, "_save_peers", save_peers)
+
+
+def keepers_in_any_order(patch: Patch) -> None:
+    """Keepers are drawn from a set of keys as it happens to lie in memory."""
+
+    def draw_keepers(candidates: Any, have: tuple[bytes, ...], rng: Any, k: int = 3) -> tuple[bytes, ...]:
+        rest = list(set(candidates) - set(have))
+        rng.shuffle(rest)
+        return (*have, *rest[: max(0, k - len(have))])
+
+    patch.setattr(leading, "draw_keepers", draw_keepers)
