@@ -95,6 +95,7 @@ def prefix_of(place: Place) -> bytes | None:
     return known.prefix if known is not None and known.scope is Scope.PUBLIC else None
 
 
+@lru_cache(maxsize=8192)
 def source_of(place: Place) -> object:
     """What is rate-limited as one source: the prefix of a public place, else host and port.
 
@@ -146,6 +147,12 @@ class GridNode(Node):
 
 
 @lru_cache(maxsize=8192)
+def contact_at(key: NodeKey, place: Place) -> GridNode:
+    """The contact of a key and a place. It is shared and must not be changed."""
+    return GridNode(key, place)
+
+
+@lru_cache(maxsize=8192)
 def pack_contact(key: bytes, place: Place) -> bytes:
     """38 or 50 bytes: key, address, port."""
     return key + pack_place(place)
@@ -159,4 +166,4 @@ def unpack_contact(raw: bytes) -> GridNode:
     """
     if len(raw) < KEY_BYTES:
         raise _malformed("a contact is too short")
-    return GridNode(NodeKey(raw[:KEY_BYTES]), unpack_place(raw[KEY_BYTES:]))
+    return contact_at(NodeKey(raw[:KEY_BYTES]), unpack_place(raw[KEY_BYTES:]))

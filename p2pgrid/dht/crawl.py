@@ -2,8 +2,7 @@
 
 1. Up to alpha questions are in flight. As soon as one is answered the next nearest peer is asked.
 2. A peer slower than the soft time-out gives up its place in the row; its answer still counts if it comes.
-   At its end a lookup of nodes waits for those that would be among the nearest until a second try could have been
-   answered; a lookup of records waits for them while it has none.
+   At its end a lookup of nodes waits for those that would be among the nearest, a lookup of records while it has none.
 3. With several paths, the starting peers are dealt out, no peer is asked by two paths, and a last pass over the
    union of all paths closes the gaps between them.
 4. The queries, the candidates remembered and the whole time are bounded, whatever peers answer.
@@ -58,13 +57,12 @@ class GridHeap(NodeHeap):
 
 
 class _Question:
-    __slots__ = ("given_up_at", "heap", "node", "slow", "slow_at")
+    __slots__ = ("heap", "node", "slow", "slow_at")
 
-    def __init__(self, heap: GridHeap, node: GridNode, slow_at: float, given_up_at: float) -> None:
+    def __init__(self, heap: GridHeap, node: GridNode, slow_at: float) -> None:
         self.heap = heap
         self.node = node
         self.slow_at = slow_at
-        self.given_up_at = given_up_at
         self.slow = False
 
 
@@ -140,7 +138,7 @@ class GridCrawl(SpiderCrawl):
             for heap in heaps:
                 self._ask_next(heap, width)
             now = loop.time()
-            waited = [question.slow_at for question in self._questions.values() if not question.slow] or self._patience(now)
+            waited = [question.slow_at for question in self._questions.values() if not question.slow]
             if now >= deadline or self._has_enough(now) or not (waited or self._waits_for_slow()):
                 return
             until = min([deadline, *waited, *self._end_of_collecting()])
@@ -149,20 +147,15 @@ class GridCrawl(SpiderCrawl):
                 self._take(self._questions.pop(task), task.result())
             self._pass_over_slow(loop.time())
 
-    def _patience(self, now: float) -> list[float]:
-        """Until when a lookup of nodes that is at its end waits for slow peers that would be among the nearest."""
-        if self.kind is not None or not self._questions:
-            return []
-        nearest = self.nearest_answered()
-        beyond = self.node.distance_to(nearest[-1]) if len(nearest) >= self.ksize else None
-        return [
-            question.given_up_at
-            for question in self._questions.values()
-            if question.given_up_at > now and (beyond is None or self.node.distance_to(question.node) < beyond)
-        ]
-
     def _waits_for_slow(self) -> bool:
-        return bool(self._questions) and (self.kind is not None or not self.answered) and not self.records
+        """Whether somebody slow, or whose datagram was lost and is sent again, could change what comes out."""
+        if not self._questions or self.records:
+            return False
+        nearest = self.nearest_answered()
+        if self.kind is not None or len(nearest) < self.ksize:
+            return True
+        beyond = self.node.distance_to(nearest[-1])
+        return any(self.node.distance_to(question.node) < beyond for question in self._questions.values())
 
     def _end_of_collecting(self) -> list[float]:
         if self._first_record_at is None:
@@ -196,11 +189,8 @@ class GridCrawl(SpiderCrawl):
             work = self.protocol.call_find_node(node, self.node)
         else:
             work = self.protocol.call_find_value(node, self.node, int(self.kind))
-        patience_s = self.protocol.rtt.soft_timeout_s(self.settings)
-        slow_at = loop.time() + patience_s
-        # A datagram that was lost is sent again after the time-out: its answer is worth waiting for too.
-        given_up_at = slow_at + self.protocol.rtt.timeout_s(self.settings)
-        self._questions[loop.create_task(work)] = _Question(heap, node, slow_at, given_up_at)
+        slow_at = loop.time() + self.protocol.rtt.soft_timeout_s(self.settings)
+        self._questions[loop.create_task(work)] = _Question(heap, node, slow_at)
 
     def _take(self, question: _Question, result: tuple[bool, Found]) -> None:
         node = question.node

@@ -39,7 +39,7 @@ from p2pgrid.dht.settings import CREDENTIAL_BYTES_MAX, DhtContext
 from p2pgrid.errors import IntegrityError, P2PGridError, RefusedError, UsageError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.reasons import Reason
-from p2pgrid.wire.codec import decode, encode
+from p2pgrid.wire.codec import decoder, encode
 
 _AMPLIFICATION_MAX = 3
 _PADDED_BYTES = 400
@@ -60,6 +60,8 @@ class Arrival(NamedTuple):
     """Whether the author has shown that it receives what is sent to ``place``."""
 
 
+_decode_request = decoder(Request)
+_decode_reply = decoder(Reply)
 Awaited = Callable[[bytes, bytes, Place], bool]
 """Whether an answer with this request id, of this key and from this place, is being waited for."""
 
@@ -110,11 +112,10 @@ class Gate:
         verify_datagram(datagram, context.grid, context.key.public)
         author = NodeKey(datagram.author)
         peer = self._book.admit(author, payload.credential)
-        kind = cast(type[Any], Reply if is_reply else Request)
         if peer is None:
             return self._stranger(payload, place, author, len(raw))
         self._note(peer, datagram, payload, place)
-        message = decode(payload.message, kind)
+        message = _decode_reply(payload.message) if is_reply else _decode_request(payload.message)
         validated = is_reply or payload.cookie == self._cookie(peer, place)
         return Arrival(place, author, payload.request_id, message, is_reply, peer, len(raw), validated)
 
@@ -123,7 +124,7 @@ class Gate:
         if payload.frame == REQUEST:
             self.dropped[Reason.NOT_MEMBER] += 1
             return Arrival(place, author, payload.request_id, None, False, None, size_bytes, False)
-        message = decode(payload.message, cast(type[Any], Reply))
+        message = _decode_reply(payload.message)
         if not isinstance(message, Who):
             raise IntegrityError("an answer of a stranger", reason=Reason.NOT_MEMBER)
         return Arrival(place, author, payload.request_id, message, True, None, size_bytes, False)

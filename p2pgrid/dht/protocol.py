@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from p2pgrid.dht.answers import Answers
 from p2pgrid.dht.base import KademliaProtocol, Node
 from p2pgrid.dht.carrier import Carrier
-from p2pgrid.dht.contact import GridNode, Place, Scope, scope_of, unpack_contact, unpack_place
+from p2pgrid.dht.contact import GridNode, Place, Scope, contact_at, scope_of, unpack_contact, unpack_place
 from p2pgrid.dht.datagram import REQUEST_ID_BYTES
 from p2pgrid.dht.gate import Arrival, Gate
 from p2pgrid.dht.lost import LostContacts
@@ -126,20 +126,20 @@ class GridProtocol(KademliaProtocol):
         call = self._calls.get(request_id)
         return call is not None and call.address == (author, place)
 
-    def _send(self, address: Address, message: bytes) -> asyncio.Future[Result[Any]]:
+    async def _send(self, address: Address, message: bytes) -> Result[Any]:
+        if self._closed or len(self._calls) >= self.settings.calls_outstanding:
+            return Result(False, None)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result[Any]] = loop.create_future()
-        if self._closed or len(self._calls) >= self.settings.calls_outstanding:
-            future.set_result(Result(False, None))
-            return future
-        peer = self.book.meet(address[0])
-        timeout_s = peer.rtt.timeout_s(self.settings)
+        timeout_s = self.book.meet(address[0]).rtt.timeout_s(self.settings)
         request_id = self.context.rng.randbytes(REQUEST_ID_BYTES)
         call = self._calls[request_id] = _Call(address, message, self.context.clock(), timeout_s)
         self._outstanding[request_id] = (future, loop.call_later(timeout_s, self._timeout, request_id))
-        future.add_done_callback(lambda _future: self._forget(request_id))
-        self._transmit(call, request_id)
-        return future
+        try:
+            self._transmit(call, request_id)
+            return await future
+        finally:
+            self._forget(request_id)
 
     def _transmit(self, call: _Call, request_id: bytes) -> None:
         peer = self.book.meet(call.address[0])
@@ -169,10 +169,9 @@ class GridProtocol(KademliaProtocol):
 
     def _accept_response(self, msg_id: bytes, data: Any, address: Any) -> None:
         entry = self._outstanding.get(msg_id)
-        if entry is None or entry[0].done():
-            self._forget(msg_id)
-            return
-        super()._accept_response(msg_id, data, address)
+        if entry is not None and not entry[0].done():
+            entry[0].set_result(Result(True, data))
+        self._forget(msg_id)
 
     async def request(self, address: Address, message: Request) -> Result[Any]:
         """Ask a peer; introduces this node first where that does not fit into the same datagram.
@@ -324,7 +323,7 @@ class GridProtocol(KademliaProtocol):
 
     def welcome_if_new(self, node: Node) -> None:
         """Called by inherited code for whoever asked or answered us. ``node`` may be a plain node of the package."""
-        contact = node if isinstance(node, GridNode) else GridNode(NodeKey(node.ip), node.port)
+        contact = node if isinstance(node, GridNode) else contact_at(NodeKey(node.ip), node.port)
         peer = self.book.get(contact.key)
         if peer is None:
             return
@@ -333,7 +332,10 @@ class GridProtocol(KademliaProtocol):
                 self.router.expel(contact)
         elif peer.answered_from == contact.place:
             self.lost.forget(contact.id)
-            if self.router.add_contact(GridNode(contact.key, contact.place)):
+            known = self.router.get(contact.id)
+            if known is None or known.place != contact.place:
+                known = GridNode(contact.key, contact.place)
+            if self.router.add_contact(known):
                 self.on_contact(contact)
         elif self.router.wants(contact):
             self.check_soon(contact)

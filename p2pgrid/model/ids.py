@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from functools import lru_cache
 from typing import NewType
 
 from p2pgrid.errors import UsageError
@@ -33,6 +34,7 @@ DIGEST_BYTES = 32
 DHT_ID_BYTES = 20
 
 
+@lru_cache(maxsize=8192)
 def dht_id_of_key(key: bytes) -> DhtId:
     """The DHT id of a node: BLAKE2b-160 of its 32-byte key."""
     return DhtId(hashlib.blake2b(key, digest_size=DHT_ID_BYTES, person=b"p2pgrid/node").digest())

@@ -56,9 +56,7 @@ class Reason(StrEnum):
     RAISED = "raised", "the unit raised an exception", "see the traceback"
     TOO_LARGE = "too-large", "the result is larger than the job allows", "return less, or a file"
     NO_INPUT = "no-input", "an input of the unit could not be fetched", ""
-    LOST = "lost", "the worker left before it answered; the unit is leased again", ""
     DISAGREED = "disagreed", "workers gave different answers, and too few gave the same", "is the unit deterministic?"
-    ATTEMPTS = "attempts", "the unit used up its attempts", ""
 
     # Keeping and storing
     KEEPER_FULL = "keeper-full", "the node has no room to keep another job", ""

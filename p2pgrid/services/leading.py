@@ -17,7 +17,7 @@ from p2pgrid.core import lead as core
 from p2pgrid.core.admission import check_job
 from p2pgrid.core.keeping import K, draw_keepers, workers_of
 from p2pgrid.core.ledger import Ledger
-from p2pgrid.errors import MalformedError, P2PGridError, RefusedError, TryAgainError, UnreachableError
+from p2pgrid.errors import MalformedError, P2PGridError, RefusedError, RemoteError, TryAgainError, UnreachableError
 from p2pgrid.model import log as kinds
 from p2pgrid.model.ids import JobId, NodeKey, StatementId, short
 from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
@@ -254,7 +254,7 @@ class Leading:
                 receipt = open_envelope(item.receipt, Receipt, context.grid.id, context.wall_ms())
                 if len(item.payload) > len(receipt.body.outcomes) * UNIT_PAYLOAD_BYTES_MAX + 64:
                     raise MalformedError("a payload over its limit", reason=Reason.TOO_LARGE)
-                payload = check_payload(receipt.body, item.payload)
+                payload = self._checked_payload(led, session.peer, receipt.body, item.payload)
                 effects = led.lead.handle(core.Delivered(receipt), context.clock(), context.wall_ms())
             except P2PGridError as error:
                 if error.reason == Reason.BAD_SIGNATURE:
@@ -268,6 +268,15 @@ class Leading:
         end = led.file.end
         await led.file.wait(end)
         return DeliveryReply(tuple(refused))
+
+    def _checked_payload(self, led: LedJob, worker: NodeKey, receipt: Receipt, payload: bytes) -> Payload:
+        """Raises as check_payload. Who sends what does not fit holds no lease any longer: others get its units at once."""
+        try:
+            return check_payload(receipt, payload)
+        except RemoteError:
+            if worker in led.lead.workers:
+                self._apply(led, led.lead.handle(core.WorkerGone(worker), self._context.clock(), self._context.wall_ms()))
+            raise
 
     async def _on_cancel(self, session: Session, request: CancelRequest) -> Ok:
         await self.cancel(request.cancel)

@@ -7,28 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from p2pgrid.client.channel import Channel
 from p2pgrid.client.jobs import JobBuilder, JobOptions, items_of, load_script
-from p2pgrid.client.running import collect
-from p2pgrid.errors import UnreachableError
+from p2pgrid.client.running import collect, read_blob
+from p2pgrid.errors import P2PGridError, UnreachableError
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import BlobId, JobId
 from p2pgrid.model.limits import DEFAULT_LIMITS
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.script import parse_script
+from p2pgrid.model.script import ScriptOptions, parse_script
+from p2pgrid.model.values import decode_value
+from p2pgrid.model.work import OK
 from p2pgrid.testing.builtin import builtin_source, expected
 from p2pgrid.testing.machines import SimulatedMachine
 from p2pgrid.testing.scenario import JobPlan
 from p2pgrid.wire.envelope import seal
+from p2pgrid.wire.owner import ResultSpan
 
 TRY_AGAIN_S = 3.0
 DAY_MS = 86_400_000
+FAILS = object()
+"""Stands for the value of a unit that raises."""
 READ_S = 60.0
 """A reader waits for so long before trying elsewhere."""
 
@@ -55,9 +62,18 @@ class JobRun:
     followed: bool = False
     """Whether its submitter was told all of it."""
     cancelled: bool = False
-    read: dict[int, object] = field(default_factory=dict)
-    """What readers at other machines were given at the end."""
-    read_at: list[str] = field(default_factory=list)
+    decided: int = 0
+    """Values of the last level that some node held, durably decided, when the readers began."""
+    read: Reading | None = None
+    """What the last reader at another machine was given at the end; None: nobody was given anything."""
+
+
+@dataclass
+class Reading:
+    """What a reader got of a job: values by number, and the blobs of values that nobody gave out."""
+
+    values: dict[int, object] = field(default_factory=dict)
+    missing: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,7 +126,7 @@ class Client:
         """
         machine, plan = self._machine, run.plan
         script, path, items = self._script(run, folder)
-        options = JobOptions(quorum=plan.quorum, attempts=plan.attempts, replicas=plan.replicas)
+        options = _options(plan, script.options)
         chance = machine.grid.world.fork(f"job/{plan.name}/{machine.name}/{machine.grid.world.now}")
         built = JobBuilder(options, machine.wall_ms, chance.randbytes).script(script, items)
         run.expected = plain_values(plan, run.units, script, path, items)
@@ -153,6 +169,34 @@ class Client:
         async with asyncio.timeout(READ_S), self._channel() as channel:
             return await self._follow(channel, run, wait=wait)
 
+    async def read(self, job: JobId) -> Reading:
+        """What can be read of a job here now. A value that lies in a blob which nobody gives out is listed as missing."""
+        reading = Reading()
+        async with asyncio.timeout(READ_S), self._channel() as channel:
+            async for event in channel.follow(job, wait=False):
+                for span in event.results:
+                    await self._read_span(channel, span, event.line.final_first, reading)
+        for number, value in reading.values.items():
+            for onlooker in self._machine.onlookers:
+                onlooker.on_value(self._machine.name, job, number, value)
+        return reading
+
+    @staticmethod
+    async def _read_span(channel: Channel, span: ResultSpan, final_first: int, reading: Reading) -> None:
+        blobs = {position: (blob, holders) for position, blob, holders in span.blobs}
+        for position, outcome in enumerate(span.outcomes):
+            number = span.first - final_first + position
+            if outcome != OK or number < 0:
+                continue
+            raw: bytes | msgspec.Raw = span.values[position]
+            if position in blobs:
+                try:
+                    raw = await read_blob(channel, *blobs[position])
+                except (P2PGridError, TimeoutError):
+                    reading.missing[number] = blobs[position][0]
+                    continue
+            reading.values[number] = decode_value(raw)
+
     async def cancel(self, run: JobRun) -> None:
         """Cancel a job at the node that leads it."""
         assert run.job is not None
@@ -182,9 +226,27 @@ class Client:
             return len((await channel.peers()).peers)
 
 
+def _options(plan: JobPlan, said: ScriptOptions) -> JobOptions:
+    """What the script's header says, else what the scenario does. ``auto`` is for people with a command line."""
+    default = JobOptions()
+    return JobOptions(
+        quorum=said.quorum if isinstance(said.quorum, int) else plan.quorum,
+        attempts=said.attempts or plan.attempts,
+        replicas=said.replicas or plan.replicas,
+        timeout_s=said.timeout or default.timeout_s,
+    )
+
+
 def file_of(content: bytes, replicas: int) -> FileRun:
     """A file to be stored."""
     return FileRun(content, replicas, blob_id_of(content))
+
+
+def _worked(work: Callable[[Any], object], item: Any) -> object:
+    try:
+        return work(item)
+    except Exception:  # noqa: BLE001 - it is to fail on the grid as it does here
+        return FAILS
 
 
 def plain_values(plan: JobPlan, units: int, script: Any, path: Path, items: Sequence[Any]) -> list[object]:
@@ -192,7 +254,7 @@ def plain_values(plan: JobPlan, units: int, script: Any, path: Path, items: Sequ
     if not plan.script:
         return expected(plan, units)
     module = load_script(script, path)
-    values: list[object] = [module.work(item) for item in items]
+    values: list[object] = [_worked(module.work, item) for item in items]
     if script.has_reduce:
         total = values[0]
         for value in values[1:]:

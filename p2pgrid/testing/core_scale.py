@@ -264,9 +264,7 @@ class ScaleGrid:
         )
 
     def _reasons(self) -> dict[str, int]:
-        reasons = {str(reason): count for reason, count in self.blobs.reasons.items()}
-        lost = sum(job.paths["lease-lost"] for job in self.jobs)
-        return reasons | ({str(Reason.LOST): lost} if lost else {})
+        return {str(reason): count for reason, count in self.blobs.reasons.items()}
 
     def _paths(self) -> dict[str, int]:
         paths = Counter[str]()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from p2pgrid.errors import P2PGridError
-from p2pgrid.testing.clients import Client, FileRun, JobRun, file_of
+from p2pgrid.errors import P2PGridError, TryAgainError
+from p2pgrid.model.ids import BlobId
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.work import OK
+from p2pgrid.node import Node
+from p2pgrid.testing.clients import Client, FileRun, JobRun, Reading, file_of
 from p2pgrid.testing.crowd import Crowd, some
 from p2pgrid.testing.gridplan import FileEvent, JobEvent
 from p2pgrid.testing.machines import CLIENT, SimulatedMachine
+from p2pgrid.testing.observe import OTHER_BYTES
+from p2pgrid.testing.world import MachineLoop
 
 TRY_AGAIN_S = 3.0
 
@@ -58,21 +64,26 @@ class Errands:
 
     async def _follow(self, machine: SimulatedMachine, run: JobRun) -> None:
         client = Client(machine)
-        while not run.followed:
-            try:
-                if run.job is None:
-                    await client.submit(run, self._folder, self._register)
-                    if run.plan.detach:
-                        return
-                else:
-                    await client.results(run, wait=True)
-            except (P2PGridError, TimeoutError) as error:
-                self._crowd.count_path("client-again")
-                run.state = f"client: {error}"
-                if isinstance(error, P2PGridError) and not error.retryable and run.job is None:
+        try:
+            if run.job is None:
+                await client.submit(run, self._folder, self._register)
+                if run.plan.detach:
                     return
-            if not run.followed:
-                await asyncio.sleep(TRY_AGAIN_S)
+            else:
+                await client.results(run, wait=True)
+        except (P2PGridError, TimeoutError) as error:
+            self._crowd.count_path("client-again")
+            run.state = f"client: {error}"
+            if isinstance(error, P2PGridError) and not error.retryable and run.job is None:
+                return
+        if not run.followed:
+            # No timer of the machine's own: those that are left at its end count as its node's.
+            self._world.after(TRY_AGAIN_S, self._follow_again, machine, run, machine.loop)
+
+    def _follow_again(self, machine: SimulatedMachine, run: JobRun, loop: MachineLoop) -> None:
+        """Whoever waited goes on, unless the machine was switched off meanwhile."""
+        if machine.loop is loop and loop.alive:
+            self._at(machine, self._follow(machine, run), f"job {run.plan.name}")
 
     def _register(self, job: bytes, plan: Any) -> None:
         self._crowd.times.register(job, plan.unit_s, plan.unit_sigma)
@@ -144,10 +155,17 @@ class Errands:
         try:
             await self.unread[what](machine)
         except (P2PGridError, TimeoutError):
+            if what in self._gone():
+                self.unread.pop(what)
+                return
             self._crowd.count_path("read-again")
             self._world.after(TRY_AGAIN_S, self._read, what, machine.name)
         else:
             self.unread.pop(what, None)
+
+    def _gone(self) -> set[str]:
+        """Files that no running node has any more: there is no use in waiting for them."""
+        return {f"file {number}" for number, file in enumerate(self.files) if not self._held(file.blob)}
 
     def _reader_of_file(self, run: FileRun) -> Callable[[SimulatedMachine], Coroutine[Any, Any, None]]:
         async def read(machine: SimulatedMachine) -> None:
@@ -159,14 +177,47 @@ class Errands:
                 raise
             run.readable = content == run.content
             for onlooker in self._crowd.onlookers:
-                onlooker.on_read(machine.name, run.blob, run.readable, "" if run.readable else "other bytes came back")
+                onlooker.on_read(machine.name, run.blob, run.readable, "" if run.readable else OTHER_BYTES)
 
         return read
 
     def _reader_of_job(self, run: JobRun) -> Callable[[SimulatedMachine], Coroutine[Any, Any, None]]:
+        run.decided = max((self._decided(node, run) for node in self._crowd.living().values()), default=0)
+
         async def read(machine: SimulatedMachine) -> None:
-            values = await Client(machine).results(run, wait=False)
-            run.read = {**run.read, **values}
-            run.read_at.append(machine.name)
+            assert run.job is not None
+            if not run.decided:
+                # There may be nobody left who knows the job, or it lies on disks of nodes that have started anew: one try.
+                with suppress(P2PGridError, TimeoutError):
+                    run.read = await Client(machine).read(run.job)
+                return
+            run.read = await Client(machine).read(run.job)
+            if len(run.read.values) < run.decided:
+                raise TryAgainError("there is more of it somewhere", reason=Reason.TIMEOUT)
 
         return read
+
+    @staticmethod
+    def _decided(node: Node, run: JobRun) -> int:
+        """How many values of the last level a node has in its log of a job, as lead or keeper."""
+        assert run.job is not None
+        known = node.leading.jobs.get(run.job) or node.keeping.jobs.get(run.job)
+        if known is None:
+            return 0
+        layout = known.ledger.layout
+        last = len(layout.levels) - 1
+        found = (known.ledger.find(*layout.locate(last, unit)) for unit in range(layout.levels[last].units))
+        return sum(decision is not None and decision.outcome == OK for decision in found)
+
+    def unread_values(self) -> tuple[int, int]:
+        """Of the values that were decided: how many could not be read though somebody has them, and how many nobody has."""
+        lost = unlucky = 0
+        for run in self.jobs:
+            reading = run.read or Reading()
+            gone = sum(not self._held(blob) for blob in reading.missing.values())
+            unlucky += gone
+            lost += max(0, run.decided - len(reading.values) - gone)
+        return lost, unlucky
+
+    def _held(self, blob: bytes) -> bool:
+        return any(node.blobs.has(BlobId(blob)) for node in self._crowd.living().values())

@@ -99,8 +99,6 @@ class Forger(Adversary):
     def prepare(self) -> None:
         self._jobs: OrderedDict[bytes, KnownJob] = OrderedDict()
         self._forge = Forgery(self.host)
-        self.believed = 0
-        """Forged statements that somebody acknowledged. There may be none."""
         self.methods.on_notify("job.invite", JobInvite, self._on_invite)
         self.methods.on("job.pull", PullRequest, self._on_pull)
 

@@ -28,7 +28,7 @@ from p2pgrid.testing.lookup_probe import LookupProbe
 from p2pgrid.testing.machines import OFF_S
 from p2pgrid.testing.network import SimulatedNetwork, Weather
 from p2pgrid.testing.observe import Onlooker
-from p2pgrid.testing.reasons import reasons_given
+from p2pgrid.testing.reasons import OutcomeCounter, reasons_given
 from p2pgrid.testing.referee import Referee, signatures
 from p2pgrid.testing.runtime import UnitTimes
 from p2pgrid.testing.scenario import GridScenario
@@ -41,6 +41,8 @@ READING_S = 90.0
 LOOKUPS = 12
 IDEAL_MIN_S = 2.0
 """Jobs that are shorter say nothing about how well the machines are used."""
+GAVE_UP = "gave-up:ConfigError"
+"""The path of a node that finds its own home unusable. What a simulation does to disks never damages keys."""
 CLOSING_S = 30.0
 """A node that ends in good order is gone by then."""
 
@@ -84,13 +86,14 @@ class SimulatedGrid:
         self.crowd = Crowd(world, self.network, self.plan, folder, self.times)
         self.errands = Errands(self.crowd, Path(scenario.folder))
         self.referee = Referee(self.crowd, scenario, self.holds)
-        self.crowd.onlookers = [*self._extra, *self.referee.all]
+        self.crowd.onlookers = [*self._extra, OutcomeCounter(self.reasons), *self.referee.all]
         self.crowd.poisons.append(self.referee.facts.poison)
         self.crowd.causes.append(self.referee.on_cause)
         for onlooker in self.crowd.onlookers:
             onlooker.attach(self.crowd)
             self.network.watchers.append(onlooker.on_datagram)
-        self.crowd.hostile.append(Attackers(self.crowd, self.network, self.referee.facts.poison))
+        self.attackers = Attackers(self.crowd, self.network, self.referee.facts.poison)
+        self.crowd.hostile.append(self.attackers)
         for event in self.plan.faults:
             world.at(event.at_s, self._strike, event)
         world.after(1.0, self._second)
@@ -164,11 +167,28 @@ class SimulatedGrid:
             paths=dict(sorted(self.crowd.paths.items())),
         )
         self._expect(verdict)
+        for adversary in self.attackers.all:
+            if adversary.believed:
+                self._break("S3", adversary.host.name, f"{adversary.believed} times somebody believed what a '{adversary.kind}' said")
+        refused = self.crowd.paths[GAVE_UP]
+        if refused:
+            self._break("S5", "grid", f"{refused} times a node could not start with the disk that it had")
         verdict.violations = self._broken
         self.referee.judge(verdict)
+        self._add_unread(verdict)
         verdict.ok = not verdict.violations
         verdict.trace_hash = self._trace_hash(verdict)
         return verdict
+
+    def _add_unread(self, verdict: Verdict) -> None:
+        """Decided values that readers were not given, by whether somebody still has them."""
+        lost, unlucky = self.errands.unread_values()
+        verdict.lost += lost
+        verdict.unlucky += unlucky
+        verdict.figures["values_decided"] = float(sum(run.decided for run in self.errands.jobs))
+        if lost:
+            text = f"{lost} decided values could not be read though they are there"
+            verdict.violations.append(Violation("S5", self.world.now, "jobs", text))
 
     def _trace_hash(self, verdict: Verdict) -> str:
         """Over all events, and over what came of them."""
@@ -177,6 +197,8 @@ class SimulatedGrid:
 
     def _job_verdict(self, run: JobRun) -> JobVerdict:
         made = JobVerdict(name=run.plan.name, job=run.job.hex() if run.job else "", units=run.map_units, state=run.state)
+        if run.read is not None and not run.followed:
+            run.correct = sum(run.read.values.get(number) == value for number, value in enumerate(run.expected))
         whole = bool(run.expected) and run.correct == len(run.expected)
         made.correct, made.failed = run.map_units if whole else run.correct, run.failed
         if run.followed and run.job is not None:
@@ -192,6 +214,8 @@ class SimulatedGrid:
             if run.cancelled or not run.plan.until_end:
                 continue
             whole = bool(run.expected) and run.correct == len(run.expected)
+            if run.plan.fails:
+                whole = run.followed and run.failed > 0 and run.correct + run.failed == len(run.expected)
             if expect.jobs_complete and not whole:
                 self._break("expect", run.plan.name, f"the job is not complete: {run.correct} of {len(run.expected)} right ({run.state})")
             elif run.followed and run.correct < expect.units_correct_min * len(run.expected):

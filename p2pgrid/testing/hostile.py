@@ -112,6 +112,8 @@ class Adversary(Onlooker):
         """Messages by what they were."""
         self.answers: Counter[str] = Counter()
         """What came of calls: reason codes, or ``ok``."""
+        self.believed = 0
+        """How often somebody took what it said for true. It may be never."""
         self.methods = Methods()
         self.me = NodeKey(host.key.public)
         self._transport: Transport

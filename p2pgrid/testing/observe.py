@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from p2pgrid.runtimes.tasks import BatchChunk, BatchTask
     from p2pgrid.testing.scenario import FaultEvent, JobPlan
 
+OTHER_BYTES = "other bytes came back"
+"""What is told of a get that went well and gave something else than was put."""
+
 
 class View(Protocol):
     """What an onlooker may ask the grid."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from p2pgrid.client.running import OUTCOME_REASONS
 from p2pgrid.errors import P2PGridError
+from p2pgrid.model import log
+from p2pgrid.model.work import Decision
+from p2pgrid.testing.observe import Onlooker
+from p2pgrid.wire.codec import decode
+from p2pgrid.wire.envelope import peek
 
 
 @contextmanager
@@ -25,3 +31,20 @@ def reasons_given() -> Iterator[Counter[str]]:
         yield counts
     finally:
         P2PGridError.__init__ = plain  # type: ignore[method-assign]
+
+
+class OutcomeCounter(Onlooker):
+    """Counts the outcomes that units were decided to have had, by the reason that people are told."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def on_log(self, name: str, job: bytes, records: Sequence[tuple[int, bytes]]) -> None:
+        for kind, raw in records:
+            if kind != log.DECISION:
+                continue
+            for entry in decode(peek(raw).body, Decision).entries:
+                reason = OUTCOME_REASONS.get(entry.outcome)
+                if reason is not None:
+                    self._counts[str(reason)] += entry.units

@@ -52,8 +52,6 @@ class Replayer(Adversary):
         self._datagrams: deque[Heard] = deque(maxlen=DATAGRAMS_MAX)
         self._logged: deque[Logged] = deque(maxlen=LOGGED_MAX)
         self._hellos: dict[bytes, Hello] = {}
-        self.believed = 0
-        """Borrowed memberships that somebody took for its own. There may be none."""
 
     # -- listening ----------------------------------------------------------------------
 

@@ -176,6 +176,8 @@ class JobPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Nobody at the submitter waits for the results."""
     cancel_at_s: Span = 0.0
     """Cancelled then; 0: never."""
+    fails: bool = False
+    """Some of its units go wrong wherever they run: the job must end, and what it does give must be right."""
     until_end: bool = True
     """Must be over within the bound of the liveness phase."""
 

@@ -38,7 +38,9 @@ _PRUNE_MIN = 256
 _NOTES_BYTES = 1 << 16
 _INSTANT_MAX = 2_000_000
 """Callbacks in one instant, after which time must have got stuck."""
-_EVENT = struct.Struct("<dI")
+_MOMENT = struct.Struct("<d")
+_NUMBER = struct.Struct("<I")
+_NO_MACHINE = _NUMBER.pack(0xFFFFFFFF)
 EPOCH_MS = 1_700_000_000_000
 """Unix milliseconds at the beginning of virtual time."""
 R = TypeVar("R")
@@ -51,11 +53,11 @@ class Stuck(AssertionError):
 class Call:
     """Something to be done at a moment, by the world and not by a machine."""
 
-    __slots__ = ("_args", "_call", "_cancelled")
+    __slots__ = ("_args", "_callback", "_cancelled")
     _loop = None
 
     def __init__(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self._call = call
+        self._callback = call
         self._args = args
         self._cancelled = False
 
@@ -63,8 +65,51 @@ class Call:
         """Do not do it."""
         self._cancelled = True
 
-    def _run(self) -> None:
-        self._call(*self._args)
+
+def _nothing() -> None:
+    """What a cancelled call holds on to in place of its arguments."""
+
+
+class Soon(asyncio.Handle):
+    """What asyncio asked a machine's loop to call in this instant. There are so many that it sets only what is used."""
+
+    __slots__ = ()
+    _repr = _source_traceback = None
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], loop: MachineLoop, context: contextvars.Context) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback, self._args = _nothing, ()
+
+
+class Later(asyncio.TimerHandle):
+    """What asyncio asked a machine's loop to call at a moment."""
+
+    __slots__ = ()
+    _repr = _source_traceback = None
+
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: MachineLoop, context: contextvars.Context
+    ) -> None:
+        self._when = when
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback, self._args = _nothing, ()
+            self._loop.world.dropped()
 
 
 class World:
@@ -80,9 +125,9 @@ class World:
         self.running: MachineLoop | None = None
         """The machine whose callback runs at this moment."""
         self._order = self.fork("order")
-        self.ready: list[Call | asyncio.Handle] = []
+        self.ready: list[Call | Soon | Later] = []
         """What runs in this instant. For loops."""
-        self._timers: list[tuple[float, int, Call | asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, Call | Later]] = []
         self._asked = 0
         self._cancelled = 0
         self._hash = blake3()
@@ -113,7 +158,7 @@ class World:
         """Make a call after some virtual seconds; it belongs to no machine."""
         return self.at(self.now + delay_s, call, *args)
 
-    def push(self, when_s: float, item: Call | asyncio.TimerHandle) -> None:
+    def push(self, when_s: float, item: Call | Later) -> None:
         """Put something into the queue of timers. For loops."""
         self._asked += 1
         heapq.heappush(self._timers, (when_s, self._asked, item))
@@ -128,7 +173,7 @@ class World:
 
     def timers_of(self, loop: MachineLoop) -> int:
         """How many timers the program of a machine has that have not run out. What is in the air on its way there is none."""
-        return sum(entry[2]._loop is loop and not entry[2]._cancelled and _is_own(entry[2]) for entry in self._timers)  # type: ignore[union-attr]
+        return sum(entry[2]._loop is loop and not entry[2]._cancelled and _is_own(entry[2]) for entry in self._timers)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -151,52 +196,67 @@ class World:
 
     def run_for(self, seconds: float) -> None:
         """Let some virtual time pass."""
-        self.run_until(lambda: False, self.now + seconds)
+        self.run_until(_never, self.now + seconds)
 
     def _advance(self, limit_s: float) -> bool:
         """Jump to the next timer, and take all of that instant."""
-        timers = self._timers
+        timers, pop = self._timers, heapq.heappop
         while timers and timers[0][2]._cancelled:
-            heapq.heappop(timers)
+            pop(timers)
             self._cancelled = max(0, self._cancelled - 1)
         if not timers or timers[0][0] > limit_s:
             self.now = max(self.now, limit_s)
             return False
         # A moment that has passed already, as of a timer of a machine that was frozen, is now.
-        self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] <= self.now:
-            item = heapq.heappop(timers)[2]
+        now = self.now = max(self.now, timers[0][0])
+        self._notes += _MOMENT.pack(now)
+        ready = self.ready
+        while timers and timers[0][0] <= now:
+            item = pop(timers)[2]
             if not item._cancelled:
-                self.ready.append(item)
+                ready.append(item)
         return True
 
     def _turn(self) -> None:
-        batch, self.ready = self.ready, []
+        batch: list[Any] = self.ready
+        self.ready = []
         if len(batch) > 1:
-            self._order.shuffle(batch)
-        notes, pack, now = self._notes, _EVENT.pack, self.now
+            _shuffle(batch, self._order.random)
+        notes, running = self._notes, self.running
         for item in batch:
             if item._cancelled:
                 continue
-            loop: Any = item._loop  # type: ignore[union-attr]
-            if loop is not None:
-                if not loop.alive:
-                    continue
-                if loop.held is not None:
-                    loop.held.append(item)
-                    continue
-            if loop is not self.running:
-                self.running = loop
+            loop = item._loop
+            if loop is None:
+                if running is not None:
+                    self._leave()
+                    running = None
+                self.events += 1
+                notes += _NO_MACHINE
+                item._callback(*item._args)
+                continue
+            if not loop.alive:
+                continue
+            if loop.held is not None:
+                loop.held.append(item)
+                continue
+            if loop is not running:
+                running = self.running = loop
                 loops._set_running_loop(loop)
             self.events += 1
-            notes += pack(now, loop.number if loop is not None else 0xFFFFFFFF)
-            item._run()
-        self._leave()
+            notes += loop.tag
+            try:
+                item._context.run(item._callback, *item._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever a callback raises is told to its loop, as asyncio does
+                loop.call_exception_handler({"message": f"Exception in callback {item._callback!r}", "exception": error})
         if len(notes) > _NOTES_BYTES:
             self._hash.update(bytes(notes))
             notes.clear()
 
     def _leave(self) -> None:
+        """No machine runs."""
         if self.running is not None:
             self.running = None
             loops._set_running_loop(None)
@@ -253,8 +313,21 @@ class World:
 
 def _is_own(item: Any) -> bool:
     """Whether a timer is of a program, and not of the simulation below it."""
+    if getattr(item._callback, "__name__", "") == "_set_result_unless_cancelled":
+        return False  # Somebody's sleep: it counts as the task that sleeps.
     owner = getattr(item._callback, "__self__", None)
     return not type(owner).__module__.startswith("p2pgrid.testing")
+
+
+def _never() -> bool:
+    return False
+
+
+def _shuffle(batch: list[Any], draw: Callable[[], float]) -> None:
+    """Every order is as likely as any other. Batches are small and many, so this does with one draw each."""
+    for last in range(len(batch) - 1, 0, -1):
+        other = int(draw() * (last + 1))
+        batch[last], batch[other] = batch[other], batch[last]
 
 
 async def _closed(generator: AsyncGenerator[Any, Any]) -> None:
@@ -269,8 +342,9 @@ class MachineLoop(asyncio.AbstractEventLoop):
         self.world = world
         self.name = name
         self.number = number
+        self.tag = _NUMBER.pack(number)
         self.alive = True
-        self.held: list[asyncio.Handle] | None = None
+        self.held: list[Soon | Later] | None = None
         """While frozen: what waits."""
         self.complaints: list[str] = []
         """What would have been said by the exception handler."""
@@ -330,7 +404,7 @@ class MachineLoop(asyncio.AbstractEventLoop):
         return self.world.now
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:  # type: ignore[override]
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = Soon(callback, args, self, contextvars.copy_context() if context is None else context)
         if self.alive:
             self.world.ready.append(handle)
         return handle
@@ -340,18 +414,19 @@ class MachineLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at(self.world.now + delay, callback, *args, context=context)
+        world = self.world
+        handle = Later(world.now + delay, callback, args, self, contextvars.copy_context() if context is None else context)
+        if self.alive:
+            world.push(handle._when, handle)
+        return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = Later(when, callback, args, self, contextvars.copy_context() if context is None else context)
         if self.alive:
             self.world.push(when, handle)
         return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        self.world.dropped()
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

@@ -6,9 +6,8 @@ default, so that older bytes decode; unknown trailing fields are ignored, so tha
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from functools import lru_cache
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -18,12 +17,19 @@ from p2pgrid.model.reasons import Reason
 
 T = TypeVar("T")
 
+_REFUSALS = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 _encoder = msgspec.msgpack.Encoder()
 
 
-@lru_cache(maxsize=512)
-def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(kind)
+class _Decoders(dict[Any, msgspec.msgpack.Decoder[Any]]):
+    """One for each type that is declared in the program."""
+
+    def __missing__(self, kind: Any) -> msgspec.msgpack.Decoder[Any]:
+        made = self[kind] = msgspec.msgpack.Decoder(kind)
+        return made
+
+
+_decoders = _Decoders()
 
 
 def encode(value: Any) -> bytes:
@@ -34,11 +40,27 @@ def encode(value: Any) -> bytes:
 def decode(raw: bytes | bytearray | memoryview, kind: type[T]) -> T:
     """Decode bytes from anywhere into ``kind``. Raises MalformedError, and nothing else."""
     try:
-        value: T = _decoder(cast(Hashable, kind)).decode(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        name = getattr(kind, "__name__", str(kind))
-        raise MalformedError(f"not a valid {name}: {error}", reason=Reason.MALFORMED) from error
+        value: T = _decoders[kind].decode(raw)
+    except _REFUSALS as error:
+        raise _malformed(kind, error) from error
     return value
+
+
+def decoder(kind: Any) -> Callable[[bytes], Any]:
+    """:func:`decode` for one type, which may be a union; for what is decoded all the time."""
+    decode_one = msgspec.msgpack.Decoder(kind).decode
+
+    def decode_checked(raw: bytes) -> Any:
+        try:
+            return decode_one(raw)
+        except _REFUSALS as error:
+            raise _malformed(kind, error) from error
+
+    return decode_checked
+
+
+def _malformed(kind: Any, error: Exception) -> MalformedError:
+    return MalformedError(f"not a valid {getattr(kind, '__name__', str(kind))}: {error}", reason=Reason.MALFORMED)
 
 
 def digest_of(content: bytes) -> bytes:

@@ -9,21 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2pgrid.core import admission, verdicts
+from p2pgrid.core import admission, quorum, verdicts
 from p2pgrid.core.worker import Worker
 from p2pgrid.dht import base, records, table
 from p2pgrid.dht.lost import LostContacts
 from p2pgrid.dht.records import Record, RecordStore
-from p2pgrid.errors import IntegrityError, P2PGridError
+from p2pgrid.model.ids import NodeKey
+from p2pgrid.model.membership import Membership
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.heart import Heart
 from p2pgrid.net.pool import Pool
 from p2pgrid.node import Node
-from p2pgrid.services import absorbing, deriving, keeping, leading, results, working
+from p2pgrid.services import absorbing, leading, results, working
 from p2pgrid.services.following import Follower
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.keeping import Keeping
-from p2pgrid.services.leading import Leading
+from p2pgrid.services.membership import Judge
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
@@ -32,7 +33,6 @@ from p2pgrid.store.accounts import Accounts
 from p2pgrid.store.blobs import BlobStore
 from p2pgrid.store.disk import Disk
 from p2pgrid.store.ledger import JobLog
-from p2pgrid.testing.disk import SimulatedDisk
 from p2pgrid.wire import envelope
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.messages import Ok, Payload
@@ -42,6 +42,10 @@ Patch = pytest.MonkeyPatch
 
 def _ignored(*_: Any, **__: Any) -> None:
     """Nothing is done, and nobody is told."""
+
+
+def none(patch: Patch) -> None:
+    """The product as it is."""
 
 
 # -- what is believed -----------------------------------------------------------------------
@@ -79,6 +83,17 @@ def known_records_kept_again(patch: Patch) -> None:
     patch.setattr(absorbing, "merge", merge)
 
 
+def membership_not_bound(patch: Patch) -> None:
+    """A membership that somebody showed counts, whoever shows it."""
+    plain = Judge.judge
+
+    def judge(self: Judge, node: Any, chain: Any) -> Any:
+        leaf = envelope.peek(chain[-1])
+        return plain(self, NodeKey(decode(leaf.body, Membership).node), chain)
+
+    patch.setattr(Judge, "judge", judge)
+
+
 def corrupt_copies_trusted(patch: Patch) -> None:
     """Chunks are read without being verified."""
     patch.setattr(blobs, "check_chunk", _ignored)
@@ -89,7 +104,7 @@ def corrupt_copies_trusted(patch: Patch) -> None:
 
 def quorum_not_asked(patch: Patch) -> None:
     """The first answer decides."""
-    plain = verdicts.judge
+    plain = quorum.judge
     patch.setattr(verdicts, "judge", lambda answers, wanted: plain(answers, min(1, wanted)))
 
 
@@ -177,12 +192,16 @@ def ledger_unsynced(patch: Patch) -> None:
 def renamed_before_synced(patch: Patch) -> None:
     """A blob gets its name before its content is on the disk."""
 
+    plain, plain_write = BlobStore._copy, Disk.write_file
+
     def copy(self: Any, source: int, size_bytes: int, target: Path) -> Any:
-        with patch.context() as inner:
-            inner.setattr(type(self._disk), "sync", _ignored)
-            return plain_copy(self, source, size_bytes, target)
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(self._disk, "sync", _ignored)
+            return plain(self, source, size_bytes, target)
 
     def write_file(self: Disk, path: Path, data: bytes) -> None:
+        if path.parent.name != "tmp":
+            return plain_write(self, path, data)
         descriptor = self.create(path)
         try:
             self.truncate(descriptor, 0)
@@ -190,10 +209,21 @@ def renamed_before_synced(patch: Patch) -> None:
         finally:
             self.close(descriptor)
 
-    plain_copy = BlobStore._copy
     patch.setattr(BlobStore, "_copy", copy)
-    for kind in (Disk, SimulatedDisk):
-        patch.setattr(kind, "write_file", write_file)
+    patch.setattr(Disk, "write_file", write_file)
+
+
+def keys_unsynced(patch: Patch) -> None:
+    """The private files of a home get their names before their content is on the disk."""
+
+    def replace_file(self: Disk, path: Path, data: bytes, *, sync_name: bool = True) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        descriptor = self.create(temporary)
+        self.write_at(descriptor, data, 0)
+        self.close(descriptor)
+        self.rename(temporary, path)
+
+    patch.setattr(Disk, "replace_file", replace_file)
 
 
 def records_dropped(patch: Patch) -> None:
@@ -316,8 +346,6 @@ def sessions_left(patch: Patch) -> None:
         self._heart.stop()
         for task in [*self._tasks, *self._dials.values()]:
             task.cancel()
-        for transport in self._transports:
-            await transport.close()
 
     patch.setattr(Pool, "close", close)
 

@@ -191,15 +191,15 @@ strength = 20
 BLINK = Grid(
     "blink",
     f"""
-duration_s = 10
-settle_s = 12
-{FOUR}
+duration_s = 9
+settle_s = 20
+{FOUR.replace('kind = "founder"', 'kind = "founder"' + chr(10) + "cores = 0")}
 [[faults]]
-kind = "restart"
+kind = "power"
 nodes = 3
-at_s = [5, 6]
-for_s = 0.2
-{JOB.replace("unit_s = 0.4", "unit_s = 1.5")}
+at_s = 6
+for_s = 1
+{JOB.replace("unit_s = 0.4", "unit_s = 5").replace("units = 24", "units = 6")}
 """,
 )
 """Peers that are gone for a moment only, in the middle of a job."""
@@ -227,10 +227,10 @@ settle_s = 20
 {FOUR}
 [[faults]]
 kind = "restart"
-nodes = 3
+nodes = 5
 at_s = 9
 for_s = 1
-of = "peer"
+spare = ""
 [[nodes]]
 kind = "submitter"
 joins_s = 1
@@ -238,7 +238,7 @@ joins_s = 1
 kind = "crash"
 of = "submitter"
 at_s = 8.9
-{JOB.replace('units = 24', 'units = 12' + chr(10) + 'submitter = "submitter"')}
+{JOB.replace("units = 24", "units = 12" + chr(10) + 'submitter = "submitter"')}
 """,
 )
 """A submitter that is gone for good when its job is over; then those who keep the job start anew."""
@@ -252,7 +252,6 @@ settle_s = 20
 kind = "rot"
 spare = ""
 nodes = 2
-strength = 2
 at_s = 7
 every_s = 1
 [[files]]

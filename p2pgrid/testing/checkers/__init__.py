@@ -9,7 +9,8 @@
 
 Safety: S1 and S9 in :mod:`decisions`, S2 in :mod:`views`, S3 in :mod:`authenticity`, S4 in :mod:`bounds`, S5 in
 :mod:`durability`, S6 in :mod:`records`, S7 in :mod:`policy`, S8 in :mod:`paths`. Liveness: L1 and L3 in
-:mod:`liveness`, L3 of job logs in :mod:`keepers`, L2 in :mod:`lookups`, L4 in :mod:`endings`. Wrong values in :mod:`wrong`, logged errors in :mod:`logs`.
+:mod:`liveness`, L3 of job logs in :mod:`keepers`, L2 in :mod:`lookups`, L4 in :mod:`endings`. Wrong values in
+:mod:`wrong`, logged errors in :mod:`logs`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def collect(checkers: Iterable[Onlooker], verdict: Verdict) -> None:
     """Let the checkers come to an end, and put what they found into a verdict: violations by time, counts and figures. Once."""
     found = list(checkers)
     for checker in found:
-        if isinstance(checker, DecisionChecker | DurabilityChecker | LivenessChecker | LookupChecker | ValueChecker):
+        if isinstance(checker, DecisionChecker | DurabilityChecker | LivenessChecker | LookupChecker | PathChecker | ValueChecker):
             checker.finish()
     violations = [violation for checker in found for violation in checker.violations]
     verdict.violations = sorted([*verdict.violations, *violations], key=lambda violation: violation.at_s)

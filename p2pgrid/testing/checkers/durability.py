@@ -1,27 +1,30 @@
 """S5: what was acknowledged survives, and every object with a surviving holder becomes readable.
 
 1. A node that comes back with its disk has every record that was durable in its logs, but for one for each byte that
-   the simulation flipped there. It holds the blobs it was acknowledged to hold.
+   the simulation flipped there. It holds the blobs it was acknowledged to hold, byte by byte.
 2. A file that was acknowledged can be read after the faults, from somebody, while one of its holders lives.
 3. Decisions that lay durable in the log of a node that lives at the end can be read after the faults, too.
 4. Objects whose holders were all struck are counted as unlucky, beside what the formula for r copies expects.
 
-A holder is struck when it does not run at the end: its disk is gone, or it left. Liars lie about results; what their
-nodes hold counts like everybody's.
+A holder is struck when it does not run at the end: its disk is gone, or it left. A single copy is when the simulation
+flipped a bit of it. Liars lie about results; what their nodes hold counts like everybody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from p2pgrid.model import log as kinds
+from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import BlobId
 from p2pgrid.model.work import OK, DecisionEntry
 from p2pgrid.testing.checkers.facts import Facts
 from p2pgrid.testing.checkers.journal import Entry, Journal, Log, Records
-from p2pgrid.testing.checkers.objects import Objects, unlucky_bound
-from p2pgrid.testing.observe import Onlooker
+from p2pgrid.testing.checkers.objects import Objects, struck_chance, unlucky_bound
+from p2pgrid.testing.checkers.weighing import DIGEST, said
+from p2pgrid.testing.observe import OTHER_BYTES, Onlooker
 
 if TYPE_CHECKING:
     from p2pgrid.node import Node
@@ -40,6 +43,10 @@ class DurabilityChecker(Onlooker):
         self._durable: dict[tuple[str, bytes], dict[bytes, Entry]] = {}
         self._damaged: dict[str, None] = {}
         """Machines on whose disks bytes were flipped."""
+        self._rotten: dict[bytes, set[bytes]] = {}
+        """By blob: the keys of those whose copy has a flipped bit."""
+        self._rotten_values = 0
+        """Results that lie in blobs of which no living holder has a whole copy."""
         self._keys: dict[str, bytes] = {}
         self.files = Objects(repair=facts.repair)
         self.results = Objects(repair=facts.repair)
@@ -71,6 +78,9 @@ class DurabilityChecker(Onlooker):
 
     def on_disk_damage(self, name: str, path: str) -> None:
         self._damaged[name] = None
+        stem = PurePath(path).name.split(".")[0]
+        if len(stem) == 2 * DIGEST and name in self._keys:
+            self._rotten.setdefault(bytes.fromhex(stem), set()).add(self._keys[name])
 
     def on_start(self, name: str, node: Node) -> None:
         if self._keys.setdefault(name, node.key.public) != node.key.public:
@@ -95,8 +105,12 @@ class DurabilityChecker(Onlooker):
         if name in self._damaged:
             return
         for blob in self.files.ids():
-            if node.key.public in self.files.holders(blob) and not node.blobs.has(BlobId(blob)):
+            if node.key.public not in self.files.holders(blob):
+                continue
+            if not node.blobs.has(BlobId(blob)):
                 self.violate(name, f"blob {blob.hex()[:8]} was acknowledged and is gone after a restart")
+            elif not _is_whole(node, blob):
+                self.violate(name, f"blob {blob.hex()[:8]} was acknowledged and has other bytes after a restart")
 
     # -- objects ---------------------------------------------------------------------------------
 
@@ -109,6 +123,8 @@ class DurabilityChecker(Onlooker):
         self.files.add(blob, holders, self._everybody())
 
     def on_read(self, name: str, blob: bytes, ok: bool, text: str) -> None:
+        if text == OTHER_BYTES:
+            self.violate(name, f"somebody asked for blob {blob.hex()[:8]}, and {text}")
         self._read[blob] = ok
         self._asked[blob] = text
 
@@ -123,6 +139,8 @@ class DurabilityChecker(Onlooker):
         """Only what is read from now on counts, and only what was durable by now is due."""
         self._read.clear()
         self._asked.clear()
+        for values in self._values.values():
+            values.clear()
         for (name, job), durable in self._durable.items():
             self._due[name, job] = [entry for entry in durable.values() if entry.kind == kinds.DECISION and entry.fault == ""]
 
@@ -138,8 +156,9 @@ class DurabilityChecker(Onlooker):
             self._add_results(job)
         for objects in (self.files, self.results):
             objects.struck(*[key for key in self._journal.machines if key not in living])
+        rotten = [blob for blob in self.files.ids() if not self._read.get(blob) and self._all_rotten(blob, self.files.survivors(blob))]
         for blob in self.files.ids():
-            if self.files.survivors(blob) and not self._read.get(blob, False):
+            if blob not in rotten and self.files.survivors(blob) and not self._read.get(blob, False):
                 self.lost += 1
                 if self._facts.expect.files_readable:
                     why = self._asked.get(blob, "nobody read it after the faults")
@@ -147,12 +166,29 @@ class DurabilityChecker(Onlooker):
         beyond = set(self.results.unlucky)
         for job in self._values:
             self._look_for_results(job, living, beyond)
-        self.unlucky = len(self.files.unlucky) + len(beyond)
-        self.unlucky_expected = self.files.unlucky_expected + self.results.unlucky_expected
+        self.unlucky = len(self.files.unlucky) + len(beyond) + len(rotten) + self._rotten_values
+        self.unlucky_expected = self.files.unlucky_expected + self.results.unlucky_expected + self._rotten_expected()
         most = self._facts.expect.unlucky_max
         bound = unlucky_bound(self.unlucky_expected) if most < 0 else most
         if self.unlucky > bound:
             self.violate("grid", f"{self.unlucky} objects lost all their holders, {bound:.1f} are the most", "expect")
+
+    def _all_rotten(self, blob: bytes, holders: Iterable[bytes]) -> bool:
+        """Whether there are holders, and none of them has a whole copy."""
+        there = set(holders)
+        return bool(there) and there <= self._rotten.get(blob, set())
+
+    def _rotten_expected(self) -> float:
+        """How many objects lose all their copies where flipped bits hit copies at random."""
+        copies = {blob: set(self.files.holders(blob)) for blob in self.files.ids()}
+        for job in self._values:
+            for _, line, receipt in self._decided(job):
+                if receipt.body.holders:
+                    holders = {receipt.author, *receipt.body.holders}
+                    copies.update(dict.fromkeys((value for _, value in _values_of(line, receipt)), holders))
+        everywhere = sum(map(len, copies.values()))
+        hit = sum(len(holders & self._rotten.get(blob, set())) for blob, holders in copies.items())
+        return sum(struck_chance(len(holders), hit, everywhere) for holders in copies.values() if holders)
 
     def _decided(self, job: bytes) -> Iterator[tuple[bytes, DecisionEntry, Entry]]:
         """(key of the node, line of a decision, the receipt its values are read from) of all that was durable at the calm."""
@@ -179,11 +215,33 @@ class DurabilityChecker(Onlooker):
         if levels is None:
             return
         missing: dict[int, None] = {}
+        rotten: dict[int, None] = {}
         for key, line, receipt in self._decided(job):
             if line.outcome == OK and key in living and receipt.id not in beyond:
-                numbers = [levels.number(line.batch, unit) for unit in range(line.start, line.start + line.units)]
-                missing.update(dict.fromkeys(number for number in numbers if number >= 0 and number not in self._values[job]))
+                holders = living & {receipt.author, *receipt.body.holders} if receipt.body.holders else set()
+                for unit, value in _values_of(line, receipt):
+                    number = levels.number(line.batch, unit)
+                    if number >= 0 and number not in self._values[job]:
+                        (rotten if self._all_rotten(value, holders) else missing)[number] = None
+        self._rotten_values += len(rotten)
         if missing:
             self.lost += 1
             text = f"{len(missing)} results that living nodes hold were given to nobody, the first is unit {min(missing)}"
             self.violate(job.hex()[:8], text)
+
+
+def _values_of(line: DecisionEntry, receipt: Entry) -> Iterator[tuple[int, bytes]]:
+    """The units of a decision with the digests of their values: the ids of blobs, where they lie in blobs."""
+    told = said(receipt.body, line.batch, line.start, line.units)
+    if told is not None:
+        for index in range(line.units):
+            yield line.start + index, told[1][index * DIGEST : (index + 1) * DIGEST]
+
+
+def _is_whole(node: Node, blob: bytes) -> bool:
+    """Whether the content that lies on a node's disk is that of the blob (docs/spec/disk.md)."""
+    name = blob.hex()
+    try:
+        return blob_id_of((node.home.blobs / name[:2] / name).read_bytes()) == blob
+    except OSError:
+        return False

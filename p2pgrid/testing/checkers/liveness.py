@@ -44,6 +44,8 @@ class LivenessChecker(Onlooker):
         self._ended_s: dict[bytes, float] = {}
         self._excused: dict[bytes, str] = {}
         self._able_then: dict[bytes, int] = {}
+        self._end_s: float | None = None
+        """When the liveness phase was over: that nodes are closed afterwards excuses nothing."""
 
     @property
     def ended_s(self) -> dict[bytes, float]:
@@ -76,13 +78,14 @@ class LivenessChecker(Onlooker):
 
     def _lead_gone(self, name: str, why: str) -> None:
         for job, taken in self._taken.items():
-            if taken.lead == name and job not in self._ended_s:
+            if self._end_s is None and taken.lead == name and job not in self._ended_s:
                 self._excused.setdefault(job, why)
 
     def on_calm(self) -> None:
         self._calm_s = self.view.now
 
     def at_end(self) -> None:
+        self._end_s = self.view.now
         self._able_then = {job: self._able(job) for job in self.due}
 
     @property
@@ -94,12 +97,13 @@ class LivenessChecker(Onlooker):
 
     def finish(self) -> None:
         """Report the jobs that ended late, or not at all though their time is over."""
+        end_s = self.view.now if self._end_s is None else self._end_s
         for job, taken in self._taken.items():
             if not taken.plan.until_end or job in self._excused or self._calm_s is None:
                 continue
             due_s = max(self._calm_s, taken.at_s) + self._facts.settle_s
             ended_s = self._ended_s.get(job, math.inf)
-            if ended_s <= due_s or self.view.now < due_s:
+            if ended_s <= due_s or end_s < due_s:
                 continue
             able = self._able_then.get(job, taken.plan.quorum)
             if able < taken.plan.quorum:

@@ -22,6 +22,10 @@ class PathChecker(Onlooker):
     def at_exit(self, name: str, left: dict[str, int]) -> None:
         self._look()
 
+    def finish(self) -> None:
+        """A node that met with an error when it closed had no exit to be told of."""
+        self._look()
+
     def _look(self) -> None:
         for path in self._facts.outside():
             if str(path) not in self._seen:

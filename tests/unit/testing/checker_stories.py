@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from p2pgrid.core.admission import Policy
 from p2pgrid.model import log as kinds
+from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import GridId, JobId, StatementId
 from p2pgrid.model.job import BatchRef, Cancel, Derive, Job, KeeperSet, Settled, UnitLimits
 from p2pgrid.model.statement import Statement
@@ -46,8 +47,18 @@ def public(name: str) -> bytes:
 class Blobs:
     """The blobs of a node."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.held: set[bytes] = set()
+
+    def keep(self, content: bytes) -> Path:
+        """Store a blob; returns where its content lies."""
+        blob = blob_id_of(content)
+        self.held.add(blob)
+        path = self.folder / blob.hex()[:2] / blob.hex()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
 
     def has(self, blob: bytes) -> bool:
         return blob in self.held
@@ -59,12 +70,12 @@ def node_of(name: str, folder: Path, **policy: Any) -> Any:
     return SimpleNamespace(
         key=key,
         membership=SimpleNamespace(grid=SimpleNamespace(id=GRID)),
-        home=SimpleNamespace(ledger=folder / name),
+        home=SimpleNamespace(ledger=folder / name, blobs=folder / name / "blobs"),
         config=SimpleNamespace(policy=Policy(**{"cores": 2, **policy}), host="10.0.0.1"),
         member=SimpleNamespace(roles=frozenset(("work", "store", "submit", "native"))),
         context=SimpleNamespace(submitter=SUBMITTER if name == "lead" else key),
         working=SimpleNamespace(worker=SimpleNamespace(running=0), _refused={}),
-        blobs=Blobs(),
+        blobs=Blobs(folder / name / "blobs"),
         dht=SimpleNamespace(is_server=True),
     )
 

@@ -11,6 +11,7 @@ import pytest
 from p2pgrid.dht.datagram import REPLY, REQUEST, pack_payload, seal_datagram
 from p2pgrid.dht.messages import FindNode, Nodes, Values
 from p2pgrid.dht.records import Record, RecordKind
+from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.store.ledger import JobLog
 from p2pgrid.testing.checkers import Objects
@@ -23,7 +24,8 @@ from p2pgrid.wire.envelope import Signed, seal
 from tests.unit.testing.checker_stories import EPOCH_MS, GRID, KEYS, Story, public, record_of
 
 JOB = JobId(StatementId(b"j" * 32))
-FILE = b"f" * 32
+CONTENT = b"what somebody put"
+FILE = blob_id_of(CONTENT)
 
 
 # -- logs on disk ------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def test_a_log_that_was_deleted_is_not_missed(tmp_path: Path) -> None:
 
 def _stored(story: Story, *names: str) -> None:
     for name in names:
-        story.view.nodes[name].blobs.held.add(FILE)
+        story.view.nodes[name].blobs.keep(CONTENT)
     story.tell("on_stored", "a", FILE, 100, [public(name) for name in names])
 
 

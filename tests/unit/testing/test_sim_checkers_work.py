@@ -419,3 +419,19 @@ def test_what_asyncio_could_not_give_to_anybody_is_caught(logs: Any) -> None:
     checker.on_loop_error("b", {"message": "Task exception was never retrieved", "exception": ValueError("no")})
     logging.getLogger("asyncio").error("Task was destroyed but it is pending!")
     assert [(violation.where, violation.invariant) for violation in story.verdict().violations] == [("b", "log"), ("a", "log")]
+
+
+def test_a_lead_that_is_closed_when_all_is_over_excuses_nothing(tmp_path: Path) -> None:
+    story = Story(tmp_path, settle_s=90.0)
+    story.log("lead", *story.head())
+    story.accept()
+    story.tell("on_calm")
+    story.view.now += 91.0
+    story.tell("at_end")
+    story.tell("on_close", "lead", story.view.nodes["lead"])
+    assert story.broken() == ["L1"]
+
+
+def test_a_path_that_was_written_by_a_node_whose_end_failed_is_caught(tmp_path: Path) -> None:
+    story = Story(tmp_path, outside=lambda: ["/elsewhere"])
+    assert story.broken() == ["S8"]
