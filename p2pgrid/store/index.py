@@ -304,6 +304,8 @@ class Index:
 def _connect(path: Path, sync: bool) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
+        if not sync:
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")  # Nobody else looks into such a folder: no lock is taken anew.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute(f"PRAGMA synchronous = {'NORMAL' if sync else 'OFF'}")
         database.execute("PRAGMA trusted_schema = OFF")

@@ -304,9 +304,10 @@ class SimulatedNetwork:
             return
         if host.nat_table is not None:
             port = host.nat_table.outbound(port, destination, self.world.now)
+        source = Place(host.address, port)
         for watch in self.watchers:
-            watch(data, (host.address, port), destination)
-        self._carry(host, target, data, Place(host.address, port), destination)
+            watch(data, source, destination)
+        self._carry(host, target, data, source, destination)
 
     def send_raw_datagram(
         self, data: bytes, source_place: tuple[str, int], destination_place: tuple[str, int], *, via: str | None = None
@@ -328,13 +329,14 @@ class SimulatedNetwork:
         if target is None:
             return
         link = self.link(host, target)
-        if link.blocked or link.loses(max(1, -(-size_bytes // FRAGMENT_BYTES))):
+        weather = link.weather
+        if link.blocked or (weather.loss and link.loses(max(1, -(-size_bytes // FRAGMENT_BYTES)))):
             self.lost += 1
             return
-        detour_s = link.detour_s()
+        detour_s = link.detour_s() if weather.reorder else 0.0
         self.reordered += detour_s > 0.0
         self._deliver(link, data, source, destination, detour_s)
-        if link.doubles():
+        if weather.duplicate and link.doubles():
             self.duplicated += 1
             self._deliver(link, data, source, destination, 0.0)
 

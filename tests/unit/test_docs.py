@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SPEC = DOCS / "spec"
 CODE = ("p2pgrid", "cli", "bench", "scenarios")
-GUIDE = DOCS / "guides" / "first-steps.md"
+GUIDES = DOCS / "guides"
 CITED = re.compile(r"\bdocs/[\w./-]+\.md(?:#[\w-]+)?")
 METHOD = re.compile(r'methods\.on(?P<form>_notify|_stream)?\(\s*"(?P<name>[\w.]+)"(?P<rest>[^\n]*)')
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -201,7 +201,7 @@ def guide_script(text: str) -> tuple[dict[str, str], str]:
         position = block.end()
         if block["kind"] == "sh":
             commands.append(block["text"])
-        elif block["kind"] == "python":
+        elif block["kind"] in ("python", "toml"):
             files[named] = block["text"]
     return files, "\n".join(commands)
 
@@ -213,8 +213,9 @@ def expected_output(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_the_first_steps_work_as_written(tmp_path: Path) -> None:
-    text = GUIDE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("guide", sorted(path.name for path in GUIDES.glob("*.md")))
+def test_guides_work_as_written(guide: str, tmp_path: Path) -> None:
+    text = (GUIDES / guide).read_text(encoding="utf-8")
     files, commands = guide_script(text)
     assert files
     assert "" not in files
@@ -223,9 +224,10 @@ def test_the_first_steps_work_as_written(tmp_path: Path) -> None:
         folder.mkdir()
     for name, content in files.items():
         (here / name).write_text(content, encoding="utf-8")
-    program = bin_folder / "p2pgrid"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m p2pgrid_cli "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
+    for name, words in (("p2pgrid", "-P -m p2pgrid_cli"), ("python", "")):
+        program = bin_folder / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
     packages = {str(Path(package.__file__ or "").parents[1]) for package in (p2pgrid, p2pgrid_cli)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("P2PGRID", "XDG_", "COVERAGE", "COLUMNS"))}
     environment = kept | {

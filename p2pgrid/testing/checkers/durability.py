@@ -166,12 +166,14 @@ class DurabilityChecker(Onlooker):
         beyond = set(self.results.unlucky)
         for job in self._values:
             self._look_for_results(job, living, beyond)
-        self.unlucky = len(self.files.unlucky) + len(beyond) + len(rotten) + self._rotten_values
+        # Single results are counted by those who read them; here they only have to be explained.
+        self.unlucky = len(self.files.unlucky) + len(beyond) + len(rotten)
         self.unlucky_expected = self.files.unlucky_expected + self.results.unlucky_expected + self._rotten_expected()
         most = self._facts.expect.unlucky_max
         bound = unlucky_bound(self.unlucky_expected) if most < 0 else most
-        if self.unlucky > bound:
-            self.violate("grid", f"{self.unlucky} objects lost all their holders, {bound:.1f} are the most", "expect")
+        struck = self.unlucky + self._rotten_values
+        if struck > bound:
+            self.violate("grid", f"{struck} objects lost all their holders, {bound:.1f} are the most", "expect")
 
     def _all_rotten(self, blob: bytes, holders: Iterable[bytes]) -> bool:
         """Whether there are holders, and none of them has a whole copy."""
@@ -183,9 +185,10 @@ class DurabilityChecker(Onlooker):
         copies = {blob: set(self.files.holders(blob)) for blob in self.files.ids()}
         for job in self._values:
             for _, line, receipt in self._decided(job):
-                if receipt.body.holders:
+                values = [value for _, value in _values_of(line, receipt)]
+                if receipt.body.holders or any(value in self._rotten for value in values):
                     holders = {receipt.author, *receipt.body.holders}
-                    copies.update(dict.fromkeys((value for _, value in _values_of(line, receipt)), holders))
+                    copies.update(dict.fromkeys(values, holders))
         everywhere = sum(map(len, copies.values()))
         hit = sum(len(holders & self._rotten.get(blob, set())) for blob, holders in copies.items())
         return sum(struck_chance(len(holders), hit, everywhere) for holders in copies.values() if holders)
@@ -218,7 +221,7 @@ class DurabilityChecker(Onlooker):
         rotten: dict[int, None] = {}
         for key, line, receipt in self._decided(job):
             if line.outcome == OK and key in living and receipt.id not in beyond:
-                holders = living & {receipt.author, *receipt.body.holders} if receipt.body.holders else set()
+                holders = living & {receipt.author, *receipt.body.holders}
                 for unit, value in _values_of(line, receipt):
                     number = levels.number(line.batch, unit)
                     if number >= 0 and number not in self._values[job]:
