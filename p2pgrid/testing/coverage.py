@@ -16,12 +16,14 @@ from p2pgrid.testing.batch import Ran
 from p2pgrid.testing.scenario import FAULT_KINDS, GridScenario
 from p2pgrid.testing.verdict import Verdict
 
-PATHS: tuple[str, ...] = ()
+PATHS: tuple[str, ...] = ("cancel", "churn-gone", "churn-leave", "client-again", "read-again", "restart", "start-again")
 """Names of ``Verdict.paths`` of which each must be taken."""
 NOT_IN_SIMULATION: dict[Reason, str] = {
-    Reason.VERSION: "all nodes of a simulation are of one version",
-    Reason.UNSUPPORTED: "all nodes of a simulation are of one version",
-    Reason.OWNER_ONLY: "its clients are the owners of their nodes",
+    Reason.NO_RUNTIME: "every simulated machine offers every runtime",
+    Reason.NO_SLOT: "who lends no cores is invited by nobody honest, and no attacker leads a job",
+    Reason.TOO_MANY: "no whole grid has as many nodes as a node takes connections",
+    Reason.NO_INPUT: "inputs lie at the lead and at its copies, and who can pull from it can fetch them",
+    Reason.DISK_FAILED: "simulated disks fill up, tear and rot, but never fail to sync",
     Reason.BUG: "a bug fails the run by the line it logs",
     Reason.NO_MEMORY: "a simulated unit has no memory of its own",
     Reason.DIED: "units run inside the process of the simulation",

@@ -213,11 +213,14 @@ class Errands:
         """Of the values that were decided: how many could not be read though somebody has them, and how many nobody has."""
         lost = unlucky = 0
         for run in self.jobs:
-            reading = run.read or Reading()
-            gone = sum(not self._held(blob) for blob in reading.missing.values())
+            reading, gone = run.read or Reading(), self.gone(run)
             unlucky += gone
             lost += max(0, run.decided - len(reading.values) - gone)
         return lost, unlucky
+
+    def gone(self, run: JobRun) -> int:
+        """Decided values of a job that nobody holds any more."""
+        return sum(not self._held(blob) for blob in run.read.missing.values()) if run.read is not None else 0
 
     def _held(self, blob: bytes) -> bool:
         return any(node.blobs.has(BlobId(blob)) for node in self._crowd.living().values())

@@ -249,7 +249,7 @@ def test_a_replayer_repeats_every_kind_of_thing_and_it_counts_once(tmp_path: Pat
 
 
 def test_receipts_with_wrong_digests_are_refused_and_others_do_the_work(tmp_path: Path) -> None:
-    liars = (NodePlan(kind="liar", behaviour="digest"),)
+    liars = (NodePlan(kind="liar"),)
     with small_grid(tmp_path, kinds=liars, jobs=(JobPlan(units=80, unit_s=0.3, at_s=5.0),)) as grid:
         grid.run(4.0)
         liar = DigestLiar(grid.crowd.living()["liar-1"], grid.watch.poison)
