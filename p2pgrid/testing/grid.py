@@ -36,8 +36,6 @@ from p2pgrid.testing.scenario import GridScenario
 from p2pgrid.testing.verdict import JobVerdict, Verdict, Violation
 from p2pgrid.testing.world import Stuck, World
 
-CALM_S = 20.0
-"""At least this long passes between the last fault and the readers."""
 READING_S = 90.0
 LOOKUPS = 12
 IDEAL_MIN_S = 2.0
@@ -119,7 +117,7 @@ class SimulatedGrid:
         world.run_for(self.plan.duration_s)
         self._calm()
         bound_s = world.now + self.scenario.settle_s
-        world.run_for(min(CALM_S, self.scenario.settle_s))
+        world.run_for(min(self.scenario.calm_s, self.scenario.settle_s))
         world.run_until(lambda: self.errands.settled() and not self.referee.liveness.due, bound_s)
         for onlooker in crowd.onlookers:
             onlooker.at_end()

@@ -242,6 +242,8 @@ class GridScenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Faults happen until then."""
     settle_s: float = 90.0
     """The bound of the liveness phase that follows."""
+    calm_s: float = 8.0
+    """At least this long passes between the last fault and the readers, whatever has ended before."""
     signatures: str = "oracle"
     """``oracle``: a checked stand-in, fast; ``real``: Ed25519."""
     network: NetworkPlan = NetworkPlan()
