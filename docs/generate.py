@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from p2pgrid.model.reasons import Reason
-from p2pgrid.testing import scenario as scenarios
+from p2pgrid.testing.plans import scenario as scenarios
 
 DOCS = Path(__file__).resolve().parent
 SPEC = DOCS / "spec"
@@ -199,7 +199,7 @@ SCENARIO_HEAD = """\
 
 A scenario describes a simulated grid: machines of some kinds, the network between them, what goes wrong, which jobs and
 files there are, and what must hold at the end. `p2pgrid simulate FILE --seed N` runs it. The invariants are checked
-in every run, whatever a scenario expects. From Python, `p2pgrid.testing.scenario` has `load`, `parse` and `plan`.
+in every run, whatever a scenario expects. From Python, `p2pgrid.testing.plans.scenario` has `load`, `parse` and `plan`.
 
 ```toml
 about = "Half of the machines die while they work."
@@ -228,7 +228,7 @@ as they were. Times and durations are virtual seconds from the start of the run 
 `"64MiB"`. A key or a word that does not exist, a number out of bounds, or a fault that could never happen is refused with its
 place in the file and exit code 65.
 
-This page is written by `python docs/generate.py` from `p2pgrid/testing/scenario.py`.
+This page is written by `python docs/generate.py` from `p2pgrid/testing/plans/scenario.py`.
 """
 
 

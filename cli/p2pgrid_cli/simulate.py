@@ -15,8 +15,8 @@ from p2pgrid_cli import exits
 from p2pgrid_cli.common import JsonOption, console, print_json, print_line, run_async, say
 
 if TYPE_CHECKING:
-    from p2pgrid.testing.batch import Ran, Run
-    from p2pgrid.testing.coverage import Coverage, Summary
+    from p2pgrid.testing.batches.batch import Ran, Run
+    from p2pgrid.testing.batches.coverage import Coverage, Summary
     from p2pgrid.testing.verdict import Verdict
 
 SEED = 1
@@ -96,9 +96,9 @@ def _check(files: list[Path] | None, batch: Path | None, alone: Sequence[str], s
 
 def _traced(path: Path, seed: int, trace: str, as_json: bool) -> int:
     """One seed in this process, with a timeline."""
-    from p2pgrid.testing.batch import run_seed
-    from p2pgrid.testing.scenario import load
-    from p2pgrid.testing.timeline import Timeline
+    from p2pgrid.testing.batches.batch import run_seed
+    from p2pgrid.testing.batches.timeline import Timeline
+    from p2pgrid.testing.plans.scenario import load
 
     timeline = Timeline(trace)
     verdict = run_seed(load(path), seed, timeline)
@@ -113,8 +113,8 @@ def _traced(path: Path, seed: int, trace: str, as_json: bool) -> int:
 
 def _real(path: Path, seed: int, as_json: bool) -> int:
     """One seed with real processes."""
-    from p2pgrid.testing.real import run_real
-    from p2pgrid.testing.scenario import load
+    from p2pgrid.testing.batches.real import run_real
+    from p2pgrid.testing.plans.scenario import load
     from p2pgrid_cli.progress import Progress
 
     scenario = load(path)
@@ -138,9 +138,9 @@ def _many(
     as_json: bool,
 ) -> int:
     """Seeds in processes of their own."""
-    from p2pgrid.testing.batch import read_plan, run_batch, runs_of
-    from p2pgrid.testing.coverage import coverage
-    from p2pgrid.testing.scenario import load
+    from p2pgrid.testing.batches.batch import read_plan, run_batch, runs_of
+    from p2pgrid.testing.batches.coverage import coverage
+    from p2pgrid.testing.plans.scenario import load
     from p2pgrid_cli.progress import Progress
 
     if plan is not None:
@@ -170,7 +170,7 @@ def _report(runs: Sequence[Run], rans: Sequence[Ran], covered: Coverage | None, 
     """What comes after the lines of the seeds."""
     import msgspec
 
-    from p2pgrid.testing.coverage import summarize
+    from p2pgrid.testing.batches.coverage import summarize
 
     if len(runs) == 1 and as_json:
         print_json(document(rans[0].verdict))

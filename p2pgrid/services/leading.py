@@ -36,7 +36,7 @@ from p2pgrid.services.results import check_payload, root_of
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
-from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInvite, LogRecord, Ok, PullReply, PullRequest
+from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInvite, LogRecord, Ok, Payload, PullReply, PullRequest
 
 TICK_S = 1.0
 ENDED_IN_MEMORY_MAX = 64

@@ -15,11 +15,11 @@ from p2pgrid.net.memory import MemoryNetwork, MemoryTransport
 if TYPE_CHECKING:
     from p2pgrid.testing.grid import SimulatedGrid
     from p2pgrid.testing.observe import Onlooker
-    from p2pgrid.testing.scenario import GridScenario, load
+    from p2pgrid.testing.plans.scenario import GridScenario, load
     from p2pgrid.testing.verdict import Verdict
 
 __all__ = ["GridScenario", "MemoryNetwork", "MemoryTransport", "Onlooker", "SimulatedGrid", "Verdict", "load"]
-_ROOMS = {"SimulatedGrid": "grid", "Onlooker": "observe", "GridScenario": "scenario", "load": "scenario", "Verdict": "verdict"}
+_ROOMS = {"SimulatedGrid": "grid", "Onlooker": "observe", "GridScenario": "plans.scenario", "load": "plans.scenario", "Verdict": "verdict"}
 
 
 def __getattr__(name: str) -> Any:

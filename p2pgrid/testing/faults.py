@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 
 class FaultEvent(Protocol):
-    """One fault that is due, its numbers drawn. :class:`p2pgrid.testing.gridplan.FaultEvent` is one."""
+    """One fault that is due, its numbers drawn. :class:`p2pgrid.testing.plans.gridplan.FaultEvent` is one."""
 
     @property
     def kind(self) -> str: ...
@@ -150,7 +150,7 @@ class Machines(Protocol):
         """One more machine of a kind of the scenario joins at a moment of virtual time. Returns its name."""
 
     def adversary(self, kind: str, strength: float, for_s: float) -> None:
-        """A hostile machine (see :mod:`p2pgrid.testing.adversaries`) begins, and stops after ``for_s`` seconds."""
+        """A hostile machine (see :mod:`p2pgrid.testing.hostile.adversaries`) begins, and stops after ``for_s`` seconds."""
 
     def count(self, kind: str) -> None:
         """A fault of this kind has struck."""

@@ -19,21 +19,21 @@ import msgspec
 
 from p2pgrid.runtimes.tasks import Kind
 from p2pgrid.testing import faults
-from p2pgrid.testing.attackers import Attackers
-from p2pgrid.testing.clients import JobRun
-from p2pgrid.testing.crowd import Crowd
-from p2pgrid.testing.disk import temporary_folder
-from p2pgrid.testing.errands import Errands
-from p2pgrid.testing.gridplan import AirPlan, FaultEvent, plan
-from p2pgrid.testing.lookup_probe import LookupProbe
-from p2pgrid.testing.machines import OFF_S
-from p2pgrid.testing.network import SimulatedNetwork, Weather
+from p2pgrid.testing.air.network import SimulatedNetwork, Weather
+from p2pgrid.testing.hostile.attackers import Attackers
 from p2pgrid.testing.observe import Onlooker
+from p2pgrid.testing.parts.disk import temporary_folder
+from p2pgrid.testing.parts.runtime import UnitTimes
+from p2pgrid.testing.plans.gridplan import AirPlan, FaultEvent, plan
+from p2pgrid.testing.plans.scenario import GridScenario
 from p2pgrid.testing.reasons import OutcomeCounter, reasons_given
-from p2pgrid.testing.referee import Referee, signatures
-from p2pgrid.testing.runtime import UnitTimes
-from p2pgrid.testing.scenario import GridScenario
 from p2pgrid.testing.verdict import JobVerdict, Verdict, Violation
+from p2pgrid.testing.whole.clients import JobRun
+from p2pgrid.testing.whole.crowd import Crowd
+from p2pgrid.testing.whole.errands import Errands
+from p2pgrid.testing.whole.lookup_probe import LookupProbe
+from p2pgrid.testing.whole.machines import OFF_S
+from p2pgrid.testing.whole.referee import Referee, signatures
 from p2pgrid.testing.world import Stuck, World
 
 READING_S = 90.0
@@ -202,7 +202,7 @@ class SimulatedGrid:
             run.correct = sum(run.read.values.get(number) == value for number, value in enumerate(run.expected))
         whole = bool(run.expected) and run.correct == len(run.expected)
         made.correct, made.failed = run.map_units if whole else run.correct, run.failed
-        if run.followed and run.job is not None:
+        if run.followed and run.job is not None and not run.cancelled:
             made.makespan_s = round(run.ended_s - run.submitted_s, 3)
             work_s = sum(self.times.base_s(run.job, Kind.MAP, number) for number in range(run.map_units)) * run.plan.quorum
             made.ideal_s = round(self.crowd.ideal_s(run.submitted_s, work_s), 3)

@@ -14,7 +14,7 @@ from p2pgrid.testing.verdict import Violation
 if TYPE_CHECKING:
     from p2pgrid.node import Node
     from p2pgrid.runtimes.tasks import BatchChunk, BatchTask
-    from p2pgrid.testing.scenario import FaultEvent, JobPlan
+    from p2pgrid.testing.plans.scenario import FaultEvent, JobPlan
 
 OTHER_BYTES = "other bytes came back"
 """What is told of a get that went well and gave something else than was put."""

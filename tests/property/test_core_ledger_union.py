@@ -13,8 +13,8 @@ from p2pgrid.core.columns import check_apart
 from p2pgrid.core.ledger import DONE, FAILED, OPEN, Ledger
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.work import ANSWERS, DIED, OK, RAISED, Decision, DecisionEntry, Grant, Receipt, UnitRange
-from p2pgrid.testing.core_checks import summary
-from p2pgrid.testing.core_grid import CoreGrid, Scenario, oracle
+from p2pgrid.testing.core.checks import summary
+from p2pgrid.testing.core.grid import CoreGrid, Scenario, oracle
 from p2pgrid.wire.envelope import Signed
 from tests.unit.core.core_builders import EXPIRES_MS, KEEPER, LEAD, decision, digest, grant, job_of, keepers
 

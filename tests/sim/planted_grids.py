@@ -16,11 +16,11 @@ from p2pgrid import node
 from p2pgrid.dht import publications, records
 from p2pgrid.dht.settings import DhtContext, DhtSettings
 from p2pgrid.services import keeping, peers
-from p2pgrid.testing import referee
 from p2pgrid.testing.checkers import Facts
 from p2pgrid.testing.grid import SimulatedGrid
-from p2pgrid.testing.scenario import parse
+from p2pgrid.testing.plans.scenario import parse
 from p2pgrid.testing.verdict import Verdict
+from p2pgrid.testing.whole import referee
 
 Change = Callable[[pytest.MonkeyPatch], None]
 """Puts something else in the place of code, until the patch is undone."""

@@ -9,8 +9,8 @@ import pytest
 
 from p2pgrid.core import columns, keeping, lead, leases, ledger, verdicts, worker
 from p2pgrid.errors import P2PGridError
-from p2pgrid.testing.core_batch import core_scenario
-from p2pgrid.testing.core_grid import CoreGrid, Scenario
+from p2pgrid.testing.core.batch import core_scenario
+from p2pgrid.testing.core.grid import CoreGrid, Scenario
 
 SEEDS = 200
 PLANT_SEEDS = 40

@@ -28,7 +28,7 @@ from p2pgrid.testing.observe import OTHER_BYTES, Onlooker
 
 if TYPE_CHECKING:
     from p2pgrid.node import Node
-    from p2pgrid.testing.scenario import JobPlan
+    from p2pgrid.testing.plans.scenario import JobPlan
 
 
 class DurabilityChecker(Onlooker):

@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
-from p2pgrid.testing.scenario import Expectations
+from p2pgrid.testing.plans.scenario import Expectations
 
 Holds = Callable[[bytes, bytes, bytes], bool]
 """(public key, signature, message): whether it holds. Must not pass through the code under test."""

@@ -16,7 +16,7 @@ from p2pgrid.testing.observe import Onlooker
 
 if TYPE_CHECKING:
     from p2pgrid.node import Node
-    from p2pgrid.testing.scenario import JobPlan
+    from p2pgrid.testing.plans.scenario import JobPlan
 
 KEPT = frozenset((kinds.GRANT, kinds.RECEIPT, kinds.DECISION, kinds.SETTLED))
 """Payloads as well: these are known by the receipts that name them."""

@@ -19,7 +19,7 @@ from p2pgrid.testing.checkers.journal import Journal, Records
 from p2pgrid.testing.observe import Onlooker
 
 if TYPE_CHECKING:
-    from p2pgrid.testing.scenario import JobPlan
+    from p2pgrid.testing.plans.scenario import JobPlan
 
 AGREEING = ("colluding", "lazy")
 """Liars whose lies are equal. Others are alone with theirs, which counts where a single answer decides."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from p2pgrid.testing import batch
-from p2pgrid.testing.scenario import GridScenario
-from p2pgrid.testing.timeline import Timeline
+from p2pgrid.testing.batches import batch
+from p2pgrid.testing.batches.timeline import Timeline
+from p2pgrid.testing.plans.scenario import GridScenario
 from p2pgrid.testing.verdict import JobVerdict, Verdict, Violation
 from p2pgrid_cli import simulate
 from p2pgrid_cli.main import main

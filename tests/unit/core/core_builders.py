@@ -11,7 +11,7 @@ from p2pgrid.core.ledger import Ledger
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.job import BatchRef, Derive, Job, KeeperSet, UnitLimits
 from p2pgrid.model.work import Decision, DecisionEntry, Grant, Receipt, UnitRange
-from p2pgrid.testing.core_grid import oracle
+from p2pgrid.testing.core.grid import oracle
 from p2pgrid.wire.envelope import Signed
 
 EXPIRES_MS = 1 << 50

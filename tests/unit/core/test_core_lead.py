@@ -27,7 +27,7 @@ from p2pgrid.core.ledger import DONE, FAILED, OPEN
 from p2pgrid.errors import IntegrityError, RefusedError
 from p2pgrid.model.job import Derive
 from p2pgrid.model.work import DIED, DISAGREED, TIMED_OUT, Decision, UnitRange
-from p2pgrid.testing.core_grid import oracle
+from p2pgrid.testing.core.grid import oracle
 from tests.unit.core.core_builders import LEAD, A, B, C, D, decision, deliver, entry, grant, lead_of, leased, ledger_of, pull, receipt
 
 

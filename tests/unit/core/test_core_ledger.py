@@ -11,7 +11,7 @@ from p2pgrid.core.ledger import DONE, FAILED, OPEN
 from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError
 from p2pgrid.model.job import Cancel, Settled
 from p2pgrid.model.work import DIED, RAISED, Receipt, ResultFile, UnitRange
-from p2pgrid.testing.core_grid import oracle
+from p2pgrid.testing.core.grid import oracle
 from tests.unit.core.core_builders import (
     EXPIRES_MS,
     KEEPER,

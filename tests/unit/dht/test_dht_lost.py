@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from p2pgrid.dht.contact import GridNode, Place
 from p2pgrid.dht.lost import GIVEN_UP_S, LOST_MAX, PAUSE_MAX_S, LostContacts
@@ -29,7 +30,7 @@ def test_pauses_do_not_grow_for_ever_and_after_a_day_it_is_given_up() -> None:
     lost = LostContacts(10.0)
     lost.remember(contact(1), 0.0)
     asked = [now for now in range(0, int(GIVEN_UP_S), 5) if lost.due(float(now), RNG, 1)]
-    gaps = [after - before for before, after in zip(asked, asked[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(asked)]
     assert max(gaps) <= PAUSE_MAX_S + 5
     assert lost.due(GIVEN_UP_S + 1, RNG, 1) == []
     assert len(lost) == 0

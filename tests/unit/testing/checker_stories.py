@@ -24,7 +24,7 @@ from p2pgrid.store.ledger import JobLog
 from p2pgrid.testing.checkers import Facts, all_checkers, collect
 from p2pgrid.testing.checkers.bounds import BoundsChecker
 from p2pgrid.testing.observe import Onlooker
-from p2pgrid.testing.scenario import JobPlan
+from p2pgrid.testing.plans.scenario import JobPlan
 from p2pgrid.testing.verdict import Verdict
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, seal

@@ -12,7 +12,7 @@ from p2pgrid.dht.contact import Place
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.node import Address
 from p2pgrid.net.connection import MuxConnection, MuxStream
-from p2pgrid.testing.network import Host, SimulatedCarrier, SimulatedNetwork, SimulatedTransport, Weather
+from p2pgrid.testing.air.network import Host, SimulatedCarrier, SimulatedNetwork, SimulatedTransport, Weather
 from p2pgrid.testing.world import MachineLoop, World
 from p2pgrid.wire.keys import SigningKey
 

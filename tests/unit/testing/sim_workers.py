@@ -12,7 +12,7 @@ import msgspec
 
 from p2pgrid.model.values import decode_value, encode_value
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Outcome, PoolPolicy
-from p2pgrid.testing.runtime import Cpu, SimulatedWorkers, UnitTimes
+from p2pgrid.testing.parts.runtime import Cpu, SimulatedWorkers, UnitTimes
 from p2pgrid.testing.world import MachineLoop, World
 
 JOB = b"job"

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pgrid.node import Node
-from p2pgrid.testing.attackers import Attackers
-from p2pgrid.testing.crowd import Crowd
-from p2pgrid.testing.errands import Errands
-from p2pgrid.testing.gridplan import plan
-from p2pgrid.testing.network import SimulatedNetwork, Weather
+from p2pgrid.testing.air.network import SimulatedNetwork, Weather
+from p2pgrid.testing.hostile.attackers import Attackers
 from p2pgrid.testing.observe import Onlooker
-from p2pgrid.testing.oracle import oracle_signatures
+from p2pgrid.testing.parts.oracle import oracle_signatures
+from p2pgrid.testing.parts.runtime import SimulatedWorkers, UnitTimes
+from p2pgrid.testing.plans.gridplan import plan
+from p2pgrid.testing.plans.scenario import FaultPlan, FilePlan, GridScenario, JobPlan, NodePlan
 from p2pgrid.testing.reasons import reasons_given
-from p2pgrid.testing.runtime import SimulatedWorkers, UnitTimes
-from p2pgrid.testing.scenario import FaultPlan, FilePlan, GridScenario, JobPlan, NodePlan
+from p2pgrid.testing.whole.crowd import Crowd
+from p2pgrid.testing.whole.errands import Errands
 from p2pgrid.testing.world import World
 
 

@@ -24,11 +24,12 @@ from p2pgrid.model.membership import Grid as GridTerms
 from p2pgrid.model.node import Address
 from p2pgrid.model.work import Grant, UnitRange
 from p2pgrid.net.tls import TlsTransport
-from p2pgrid.testing import faults, hostile
-from p2pgrid.testing.adversaries import ADVERSARIES, Adversary, AdversaryHost, DigestLiar, Forger, Replayer, Target
+from p2pgrid.testing import faults
 from p2pgrid.testing.faults import FAULTS
-from p2pgrid.testing.forging import Forgery, KnownJob
-from p2pgrid.testing.scenario import FaultPlan, JobPlan, NodePlan
+from p2pgrid.testing.hostile import adversary as hostile
+from p2pgrid.testing.hostile.adversaries import ADVERSARIES, Adversary, AdversaryHost, DigestLiar, Forger, Replayer, Target
+from p2pgrid.testing.hostile.forging import Forgery, KnownJob
+from p2pgrid.testing.plans.scenario import FaultPlan, JobPlan, NodePlan
 from p2pgrid.wire.envelope import peek, seal
 from p2pgrid.wire.keys import SigningKey
 from tests.unit.services.grid_in_process import DAY_MS, Grid, make_job, use_in_place_pool, wall_ms

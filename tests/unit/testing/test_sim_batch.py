@@ -13,10 +13,10 @@ import pytest
 
 from p2pgrid.errors import BadDataError, UsageError
 from p2pgrid.model.reasons import Reason
-from p2pgrid.testing import batch, coverage
-from p2pgrid.testing.batch import Ran, Run, compared, failed, read_plan, run_batch, runs_of
-from p2pgrid.testing.scenario import FAULT_KINDS, load
-from p2pgrid.testing.timeline import Timeline
+from p2pgrid.testing.batches import batch, coverage
+from p2pgrid.testing.batches.batch import Ran, Run, compared, failed, read_plan, run_batch, runs_of
+from p2pgrid.testing.batches.timeline import Timeline
+from p2pgrid.testing.plans.scenario import FAULT_KINDS, load
 from p2pgrid.testing.verdict import Verdict
 
 SCENARIO = """
@@ -144,7 +144,7 @@ def test_a_process_whose_parent_is_gone_ends_in_the_middle_of_a_seed(scenario: P
     # The parent of the worker ends at once; the worker keeps this process's stderr open until it ends too.
     script = "import os, subprocess, sys; p = subprocess.Popen([*sys.argv[1:-1], str(os.getpid())], stdin=subprocess.PIPE); "
     script += "p.stdin.write(sys.argv[-1].encode() + b'\\n'); p.stdin.flush()"
-    worker = [sys.executable, "-m", "p2pgrid.testing.batch", "engine_for_tests:run"]
+    worker = [sys.executable, "-m", "p2pgrid.testing.batches.batch", "engine_for_tests:run"]
     done = subprocess.run([sys.executable, "-c", script, *worker, run], capture_output=True, timeout=15, check=True)
     assert b"going to sleep" in done.stderr
 

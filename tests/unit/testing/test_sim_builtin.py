@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from p2pgrid.model.script import parse_script
-from p2pgrid.testing.builtin import builtin_source, expected
-from p2pgrid.testing.scenario import JobPlan
+from p2pgrid.testing.batches.builtin import builtin_source, expected
+from p2pgrid.testing.plans.scenario import JobPlan
 
 
 @pytest.mark.parametrize("padding", [0, 300])

@@ -18,7 +18,7 @@ from p2pgrid.testing.checkers import Objects
 from p2pgrid.testing.checkers.disklog import read_log
 from p2pgrid.testing.checkers.objects import struck_chance, unlucky_bound
 from p2pgrid.testing.checkers.records import records_in
-from p2pgrid.testing.scenario import Expectations
+from p2pgrid.testing.plans.scenario import Expectations
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, seal
 from tests.unit.testing.checker_stories import EPOCH_MS, GRID, KEYS, Story, public, record_of

@@ -14,7 +14,7 @@ from p2pgrid.runtimes.tasks import BatchChunk
 from p2pgrid.testing.checkers import LogChecker, LookupChecker, find, true_closest, wrong_bound, wrong_share
 from p2pgrid.testing.checkers.liveness import LivenessChecker
 from p2pgrid.testing.checkers.logs import LOGGERS
-from p2pgrid.testing.scenario import Expectations
+from p2pgrid.testing.plans.scenario import Expectations
 from tests.unit.testing.checker_stories import EPOCH_MS, KEYS, Story, node_of, public
 
 # -- S7 ---------------------------------------------------------------------------------

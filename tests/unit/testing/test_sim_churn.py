@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from p2pgrid.testing import churn, distributions
+from p2pgrid.testing.plans import churn, distributions
 
 HOUR_S = 3600.0
 

@@ -14,7 +14,7 @@ from p2pgrid.net.messages import Hello, Member
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.pool import Pool
 from p2pgrid.net.rpc import Session
-from p2pgrid.testing.network import SimulatedNetwork, SimulatedTransport, Weather
+from p2pgrid.testing.air.network import SimulatedNetwork, SimulatedTransport, Weather
 from p2pgrid.testing.world import World
 from p2pgrid.wire.keys import SigningKey
 from tests.unit.net import net_world, test_transport_contract

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from p2pgrid.core import ledger
-from p2pgrid.testing import core_batch
-from p2pgrid.testing.core_batch import core_scenario, describe, main, missing, run_core_seeds
-from p2pgrid.testing.core_forgeries import KINDS
-from p2pgrid.testing.core_grid import CoreGrid, Scenario
+from p2pgrid.testing.core import batch as core_batch
+from p2pgrid.testing.core.batch import core_scenario, describe, main, missing, run_core_seeds
+from p2pgrid.testing.core.forgeries import KINDS
+from p2pgrid.testing.core.grid import CoreGrid, Scenario
 
 
 def test_a_batch_holds_and_says_what_it_met() -> None:
@@ -39,7 +39,7 @@ def test_seeds_draw_different_grids() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["1", "4242"])
 def test_traces_are_equal_in_processes_with_other_string_hashes(hash_seed: str) -> None:
-    command = [sys.executable, "-m", "p2pgrid.testing.core_batch", "0", "25", "--json"]
+    command = [sys.executable, "-m", "p2pgrid.testing.core.batch", "0", "25", "--json"]
     done = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"PYTHONHASHSEED": hash_seed})
     assert json.loads(done.stdout)["trace_hash"] == run_core_seeds(0, 25).trace_hash
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from p2pgrid.testing import heap
-from p2pgrid.testing.heap import EventHeap
+from p2pgrid.testing.core import heap
+from p2pgrid.testing.core.heap import EventHeap
 
 
 def traced(fill: Callable[[EventHeap], None]) -> str:

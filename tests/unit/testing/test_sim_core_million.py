@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from p2pgrid.model.limits import MIB
-from p2pgrid.testing import core_million
-from p2pgrid.testing.core_million import UNITS, describe, measured, million_units, peak_bytes
+from p2pgrid.testing.core import million as core_million
+from p2pgrid.testing.core.million import UNITS, describe, measured, million_units, peak_bytes
 
 WHOLE_BYTES_MAX = 512 * MIB
 

@@ -14,9 +14,9 @@ import pytest
 
 from p2pgrid.core import ledger, quorum, verdicts
 from p2pgrid.errors import UsageError
-from p2pgrid.testing import gridplan, scenario
-from p2pgrid.testing.core_jobs import LINKS_MAX, ScaleJob
-from p2pgrid.testing.core_scale import ScaleGrid, main, run_core
+from p2pgrid.testing.core.jobs import LINKS_MAX, ScaleJob
+from p2pgrid.testing.core.scale import ScaleGrid, main, run_core
+from p2pgrid.testing.plans import gridplan, scenario
 from p2pgrid.testing.verdict import Verdict
 
 GRID = """
@@ -107,13 +107,13 @@ def test_keepers_that_leave_are_replaced_and_all_see_the_same() -> None:
     verdicts_of = [run_core(scenario.parse(GRID.replace("session_s = 900", "session_s = 200")), seed) for seed in (1, 2, 3)]
     assert all(verdict.ok for verdict in verdicts_of)
     assert sum(verdict.paths.get("keeper-replaced", 0) for verdict in verdicts_of) > 0
-    assert sum(verdict.reasons.get("lost", 0) for verdict in verdicts_of) > 0
+    assert sum(verdict.paths.get("lease-lost", 0) for verdict in verdicts_of) > 0
 
 
 def test_a_seed_gives_the_same_verdict_in_a_process_with_other_string_hashes(tmp_path: Path) -> None:
     file = tmp_path / "few.toml"
     file.write_text(GRID)
-    command = [sys.executable, "-m", "p2pgrid.testing.core_scale", str(file), "--seed", "4"]
+    command = [sys.executable, "-m", "p2pgrid.testing.core.scale", str(file), "--seed", "4"]
     done = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"PYTHONHASHSEED": "77"})
     there = msgspec.json.decode(done.stdout, type=Verdict)
     assert there == run_core(scenario.parse(GRID), 4)

@@ -8,7 +8,7 @@ import pytest
 
 from p2pgrid.dht.contact import Place
 from p2pgrid.errors import UnreachableError
-from p2pgrid.testing.network import Weather
+from p2pgrid.testing.air.network import Weather
 from tests.unit.testing.sim_air import PORT, Air, closed_worlds  # noqa: F401 -- a fixture that is used by itself
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from p2pgrid.errors import UsageError
-from p2pgrid.testing.disk import PowerLoss, SimulatedDisk, temporary_folder
-from p2pgrid.testing.unsynced import CHANGES_MAX, EFFECTS_MAX
+from p2pgrid.testing.parts.disk import PowerLoss, SimulatedDisk, temporary_folder
+from p2pgrid.testing.parts.unsynced import CHANGES_MAX, EFFECTS_MAX
 
 
 @pytest.fixture

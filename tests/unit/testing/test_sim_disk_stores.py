@@ -20,7 +20,7 @@ from p2pgrid.store.blobs import BlobStore
 from p2pgrid.store.home import Home
 from p2pgrid.store.index import Index
 from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES, Ledgers, Record
-from p2pgrid.testing.disk import SimulatedDisk, temporary_folder
+from p2pgrid.testing.parts.disk import SimulatedDisk, temporary_folder
 
 JOB = JobId(StatementId(bytes(range(32))))
 FIRST: list[Record] = [(1, b"first"), (2, b"")]

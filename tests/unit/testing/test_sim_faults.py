@@ -11,8 +11,8 @@ import pytest
 
 from p2pgrid.testing import faults
 from p2pgrid.testing.faults import FAULTS, Struck, Undoing
-from p2pgrid.testing.gridplan import FaultEvent
-from p2pgrid.testing.scenario import FAULT_KINDS
+from p2pgrid.testing.plans.gridplan import FaultEvent
+from p2pgrid.testing.plans.scenario import FAULT_KINDS
 from p2pgrid.testing.world import World
 
 

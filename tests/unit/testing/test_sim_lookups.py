@@ -9,8 +9,8 @@ import pytest
 
 from p2pgrid.dht.settings import DhtSettings
 from p2pgrid.dht.table import GridTable
-from p2pgrid.testing import lookups
-from p2pgrid.testing.lookups import RTT, GrownGrid, Population, figures, measure, summary, table
+from p2pgrid.testing.core import lookups
+from p2pgrid.testing.core.lookups import RTT, GrownGrid, Population, figures, measure, summary, table
 
 
 def grown(count: int, stale: float = 0.0, seed: int = 1) -> GrownGrid:

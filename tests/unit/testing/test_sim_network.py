@@ -12,7 +12,7 @@ from p2pgrid.errors import ConfigError, IntegrityError, UnreachableError, UsageE
 from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
 from p2pgrid.model.node import Address
 from p2pgrid.model.reasons import Reason
-from p2pgrid.testing.network import SimulatedNetwork, Weather
+from p2pgrid.testing.air.network import SimulatedNetwork, Weather
 from p2pgrid.testing.world import World
 from tests.unit.testing.sim_air import CALM, NAMES, PORT, Air, Machine, Sink, closed_worlds, deliver, give, pattern  # noqa: F401 -- a fixture that is used by itself
 

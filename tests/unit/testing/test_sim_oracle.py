@@ -11,7 +11,7 @@ from p2pgrid.dht.datagram import REQUEST, pack_payload, peek_datagram, seal_data
 from p2pgrid.errors import IntegrityError
 from p2pgrid.model.ids import GridId, StatementId
 from p2pgrid.model.job import Cancel
-from p2pgrid.testing.oracle import Oracle, OracleKeys, oracle_signatures
+from p2pgrid.testing.parts.oracle import Oracle, OracleKeys, oracle_signatures
 from p2pgrid.wire import keys
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Envelope, open_envelope, peek, seal
@@ -118,7 +118,7 @@ def test_a_checker_can_ask_past_a_product_that_verifies_nothing(oracle: Oracle, 
     key = SigningKey(b"a" * 32)
     signature = key.sign(b"message")
     monkeypatch.setattr(keys, "verify", lambda *_: None)
-    monkeypatch.setattr("p2pgrid.testing.oracle.OraclePublicKey.verify", lambda *_: None)
+    monkeypatch.setattr("p2pgrid.testing.parts.oracle.OraclePublicKey.verify", lambda *_: None)
     assert oracle.holds(key.public, signature, b"message")
     assert not oracle.holds(key.public, signature, b"another")
     assert not oracle.holds(key.public, b"s" * 64, b"message")

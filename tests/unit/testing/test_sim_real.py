@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from p2pgrid.errors import BadDataError
-from p2pgrid.testing.real import differences, refused, right_values, run_real
-from p2pgrid.testing.scenario import parse, plan
+from p2pgrid.testing.batches.real import differences, refused, right_values, run_real
+from p2pgrid.testing.plans.scenario import parse, plan
 from p2pgrid.testing.verdict import JobVerdict, Verdict
 
 PLAIN = 'about = "Some nodes."\n[[nodes]]\nkind = "founder"\n[[nodes]]\nkind = "peer"\ncount = 3\n'

@@ -13,7 +13,7 @@ import pytest
 from p2pgrid.errors import RefusedError, TryAgainError
 from p2pgrid.model.values import decode_value
 from p2pgrid.runtimes.tasks import BatchChunk, Kind, Outcome, PoolPolicy, Workers
-from p2pgrid.testing.runtime import START_S, Cpu, SimulatedWorkers, UnitTimes
+from p2pgrid.testing.parts.runtime import START_S, Cpu, SimulatedWorkers, UnitTimes
 from p2pgrid.testing.world import World
 from tests.unit.testing.sim_workers import JOB, SQUARE, Machine, batch, flat, machines
 

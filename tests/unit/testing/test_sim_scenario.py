@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pgrid.errors import BadDataError, P2PGridError
-from p2pgrid.testing.scenario import (
+from p2pgrid.testing.plans.scenario import (
     FAULT_KINDS,
     FAULT_MEANINGS,
     NodePlan,
@@ -234,7 +234,7 @@ def test_one_seed_gives_one_plan_and_another_another() -> None:
 
 def test_plans_do_not_depend_on_the_hash_seed() -> None:
     code = (
-        "import sys; from p2pgrid.testing.scenario import parse, plan; from p2pgrid.testing import churn; import random\n"
+        "import sys; from p2pgrid.testing.plans.scenario import parse, plan; from p2pgrid.testing.plans import churn; import random\n"
         "made = plan(parse(sys.stdin.read(), 'small'), 7)\n"
         "print(repr(made), [list(churn.sessions(one, random.Random(one.name), 60.0)) for one in made.machines])"
     )

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from p2pgrid.testing import scenario as module
-from p2pgrid.testing.scenario import BEHAVIOURS, CHURNS, FAULT_KINDS, GridScenario, load, plan
+from p2pgrid.testing.plans import scenario as module
+from p2pgrid.testing.plans.scenario import BEHAVIOURS, CHURNS, FAULT_KINDS, GridScenario, load, plan
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "scenarios" / "grids").glob("*.toml"))

@@ -15,9 +15,9 @@ from p2pgrid.model.job import BatchRef, Derive, Job, Settled
 from p2pgrid.model.statement import Statement
 from p2pgrid.model.work import Decision, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey
-from p2pgrid.testing import timeline as module
-from p2pgrid.testing.scenario import FaultEvent, JobPlan
-from p2pgrid.testing.timeline import Timeline, TimelineOnlooker
+from p2pgrid.testing.batches import timeline as module
+from p2pgrid.testing.batches.timeline import Timeline, TimelineOnlooker
+from p2pgrid.testing.plans.scenario import FaultEvent, JobPlan
 from p2pgrid.wire.envelope import seal
 from p2pgrid.wire.keys import SigningKey
 

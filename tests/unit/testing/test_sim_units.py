@@ -19,8 +19,8 @@ from p2pgrid.model.values import FileRef, encode_value
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind, Outcome, PoolPolicy
 from p2pgrid.runtimes.worker.serve import MODULE_NAME
-from p2pgrid.testing.behaviour import altered
-from p2pgrid.testing.runtime import START_S, Behaviour, Cpu, SimulatedWorkers, UnitTimes
+from p2pgrid.testing.parts.behaviour import altered
+from p2pgrid.testing.parts.runtime import START_S, Behaviour, Cpu, SimulatedWorkers, UnitTimes
 from tests.unit.testing.sim_workers import JOB, SQUARE, Machine, batch, flat, machines
 
 Make = Callable[..., Machine]

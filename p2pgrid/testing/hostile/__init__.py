@@ -1,0 +1,1 @@
+"""Machines and nodes that do not keep to the protocol."""

@@ -1,0 +1,1 @@
+"""What a simulated machine is made of: disk, processor, workers, signatures."""

@@ -1,0 +1,1 @@
+"""Scenario files, and what one seed makes of them."""

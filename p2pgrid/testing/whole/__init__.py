@@ -1,0 +1,1 @@
+"""The machines of a simulated grid, the people at them, and the referee."""
