@@ -141,7 +141,7 @@ class SimulatedNetwork:
         self.reordered = 0
         """Datagrams that were held up."""
         self.watchers: list[Watcher] = []
-        """Told of every datagram as it is sent: data, the place its receiver sees, its destination."""
+        """Told of every datagram that a program sends, and of none that is injected: data, the place its receiver sees, its destination."""
         self.on_segment: Callable[[str, str, int], None] | None = None
         """Told of every segment of a stream: names of the hosts it goes from and to, and its bytes."""
         self._weather = plan

@@ -271,7 +271,7 @@ class ScaleGrid:
         paths = Counter[str]()
         for job in self.jobs:
             paths.update(job.paths)
-        return {path: count for path, count in paths.items() if count and path != "lease-lost"}
+        return {path: count for path, count in paths.items() if count}
 
     def _figures(self) -> dict[str, float]:
         figures: dict[str, float] = {"files_failed": float(self.blobs.failed)}

@@ -165,7 +165,7 @@ def test_nothing_reaches_a_carrier_whose_machine_has_no_power_and_its_port_is_fr
     assert [data for _, data, _ in heard] == [b"again"]
 
 
-def test_watchers_see_datagrams_and_forged_sources_arrive() -> None:
+def test_watchers_see_what_programs_send_and_forged_sources_arrive() -> None:
     air = Air()
     (ana, _), (bob, heard) = air.carrier("ana"), air.carrier("bob")
     seen: list[tuple[bytes, tuple[str, int], tuple[str, int]]] = []
@@ -176,6 +176,6 @@ def test_watchers_see_datagrams_and_forged_sources_arrive() -> None:
     air.network.send_raw_datagram(b"through", ("10.0.0.3", 5), ("10.0.0.2", PORT))
     air.network.send_raw_datagram(b"cut", ("10.0.0.3", 5), ("10.0.0.2", PORT), via="dan")
     air.world.run_for(1.0)
-    assert [what[0] for what in seen] == [b"x", b"forged", b"through", b"cut"]
+    assert [what[0] for what in seen] == [b"x"], "only what programs really sent"
     assert seen[0][1:] == (("10.0.0.1", PORT), ("10.0.0.2", PORT))
     assert {data for _, data, _ in heard} == {b"x", b"forged", b"through"}
