@@ -24,8 +24,7 @@ from p2pgrid.core import worker as working
 from p2pgrid.errors import UsageError
 from p2pgrid.model.work import OK, Receipt
 from p2pgrid.testing.checkers.objects import unlucky_bound
-from p2pgrid.testing.core import lookups
-from p2pgrid.testing.core import million
+from p2pgrid.testing.core import lookups, million
 from p2pgrid.testing.core.blobs import Blobs
 from p2pgrid.testing.core.heap import EventHeap
 from p2pgrid.testing.core.jobs import DISCOVER_S, LeadNode, ScaleJob
