@@ -51,6 +51,8 @@ class Facts:
     """The name of the machine whose code runs now; empty between them."""
     repair: bool = False
     """Whether copies that are lost must be made again."""
+    loss: float = 0.0
+    """The chance of a datagram to be lost when the lookups are made at the end."""
     lookup_answers: int = 20
     """How many servers a lookup returns: the DHT's k."""
     poisoned: set[bytes] = field(default_factory=set)

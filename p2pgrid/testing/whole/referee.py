@@ -34,6 +34,7 @@ class Referee:
             holds=holds,
             expect=scenario.expect,
             settle_s=scenario.settle_s,
+            loss=crowd.plan.air.loss,
             outside=lambda: [path for machine in crowd.machines.values() for path in machine.disk.outside],
             machine=lambda: _running(crowd.world),
             behaviours={plan.name: plan.behaviour for plan in crowd.plan.machines},

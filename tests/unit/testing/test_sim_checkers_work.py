@@ -435,3 +435,11 @@ def test_a_lead_that_is_closed_when_all_is_over_excuses_nothing(tmp_path: Path) 
 def test_a_path_that_was_written_by_a_node_whose_end_failed_is_caught(tmp_path: Path) -> None:
     story = Story(tmp_path, outside=lambda: ["/elsewhere"])
     assert story.broken() == ["S8"]
+
+
+@pytest.mark.parametrize(("loss", "found", "caught"), [(0.0, 59, True), (0.01, 59, False), (0.01, 57, True)])
+def test_where_datagrams_are_lost_a_lookup_may_miss_somebody_now_and_then(tmp_path: Path, loss: float, found: int, caught: bool) -> None:
+    story = Story(tmp_path, loss=loss)
+    checker = find(story.checkers, LookupChecker)
+    checker.lookups, checker.exact, checker.due, checker.found = 12, 11, 60, found
+    assert story.broken() == (["L2"] if caught else [])
