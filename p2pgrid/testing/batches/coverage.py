@@ -16,7 +16,7 @@ from p2pgrid.testing.batches.batch import Ran
 from p2pgrid.testing.plans.scenario import FAULT_KINDS, GridScenario
 from p2pgrid.testing.verdict import Verdict
 
-PATHS: tuple[str, ...] = ("cancel", "churn-gone", "churn-leave", "client-again", "read-again", "restart", "start-again")
+PATHS: tuple[str, ...] = ("cancel", "churn-gone", "churn-leave", "read-again", "restart", "start-again")
 """Names of ``Verdict.paths`` of which each must be taken."""
 NOT_IN_SIMULATION: dict[Reason, str] = {
     Reason.NO_RUNTIME: "every simulated machine offers every runtime",
