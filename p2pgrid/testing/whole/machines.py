@@ -239,7 +239,7 @@ class SimulatedMachine:
         while True:
             try:
                 if await self._run_node():
-                    self.grid.world.after(OFF_S, self._ended)
+                    self.grid.world.after(OFF_S, self._ended, self.life)
                     return
             except P2PGridError as error:
                 if not error.retryable:
@@ -333,9 +333,9 @@ class SimulatedMachine:
             self._leaving_s = self.grid.world.now
             self.loop.call_soon(self.node.stopping.set)
 
-    def _ended(self) -> None:
+    def _ended(self, life: int) -> None:
         """The node has ended in good order: see what it left, then switch the machine off."""
-        if not self.on:
+        if not self.on or life != self.life:
             return
         seconds = self.grid.world.now - self._leaving_s - OFF_S
         left = {
