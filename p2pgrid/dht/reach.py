@@ -29,6 +29,8 @@ class Reach:
         self._protocol = protocol
         self.tested_at = float("-inf")
         self.provisional = False
+        self.assumed = False
+        """Nobody could be asked yet: rule 4."""
 
     @property
     def proven(self) -> Scope | None:
@@ -37,7 +39,7 @@ class Reach:
 
     def assume(self) -> None:
         """Rule 4."""
-        self.provisional = True
+        self.provisional = self.assumed = True
         self._protocol.gate.proven = Scope.PUBLIC
 
     async def test(self, peers: Sequence[GridNode]) -> Scope | None:
@@ -47,7 +49,7 @@ class Reach:
             return self.proven
         public = [node for node in peers if scope_of(node.place) is Scope.PUBLIC]
         local = [node for node in peers if scope_of(node.place) is not Scope.PUBLIC]
-        self.provisional = False
+        self.provisional = self.assumed = False
         proven: Scope | None = None
         if local and await self._any_direct(local[:_ASKED_MAX]):
             proven = max(scope_of(node.place) for node in local[:_ASKED_MAX])

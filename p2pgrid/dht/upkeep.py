@@ -85,9 +85,11 @@ class Upkeep:
         since_s = server.context.clock() - reach.tested_at
         seen_public = Scope.PUBLIC in server.protocol.seen_as
         lacking = reach.proven is None or reach.provisional or (seen_public and reach.proven is not Scope.PUBLIC)
-        if since_s < (server.settings.reach_retry_s if lacking else server.settings.refresh_s):
-            return
         contacts = server.router.contacts()
+        # Who took itself for reachable because nobody was there to ask must not stand in tables for longer than need be.
+        due = reach.assumed and contacts
+        if not due and since_s < (server.settings.reach_retry_s if lacking else server.settings.refresh_s):
+            return
         before = reach.proven
         chosen = server.context.rng.sample(contacts, min(_PEERS_ASKED, len(contacts)))
         if await reach.test(chosen) is not None and before is None:

@@ -172,6 +172,27 @@ async def test_a_node_behind_nat_stays_a_client_enters_no_table_and_is_found_all
         await swarm.close()
 
 
+async def test_who_took_itself_for_reachable_alone_is_put_right_as_soon_as_somebody_is_there() -> None:
+    network = MemoryNetwork(random.Random(1))
+    swarm = Swarm(network=network)
+    try:
+        for index in range(6):
+            await swarm.add(host=f"8.8.{index}.1")
+        network.nat.add("9.9.9.9")
+        network.loss = 1.0
+        hidden = await swarm.add(host="9.9.9.9", via=swarm.nodes[:3])
+        await hidden.upkeep.tick()
+        assert hidden.is_server, "nobody could be asked"
+        network.loss = 0.0
+        for node in swarm.nodes[:3]:
+            await hidden.protocol.call_ping(node.node)
+        swarm.clock.move(16)
+        await hidden.upkeep.tick()
+        assert not hidden.is_server
+    finally:
+        await swarm.close()
+
+
 async def test_public_nodes_become_servers_when_two_unrelated_peers_were_dialled_back_through(swarm: Swarm) -> None:
     for index in range(5):
         await swarm.add(host=f"8.8.{index}.1", via=swarm.nodes[:3])
