@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ E2E_TIMEOUT_S = 60
 # The time limit of a test is pytest-timeout's. A deadline for each example would fail on a busy machine.
 settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile("house")
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and all they start: some send it on purpose.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
