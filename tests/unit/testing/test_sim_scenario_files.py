@@ -45,7 +45,7 @@ def test_whole_grids_are_small_enough_to_run_by_the_hundred(scenario: GridScenar
         made = plan(scenario, seed)
         assert 5 <= len(made.all_machines) <= 50
         assert 20.0 <= made.duration_s <= 60.0
-        assert 60.0 <= made.settle_s <= 120.0
+        assert 60.0 <= made.settle_s <= 240.0
         assert sum(job.units for job in made.jobs if not job.plan.script) <= 600
         assert sum(file.size_bytes for file in made.files) <= 12 << 20
 
