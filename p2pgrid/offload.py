@@ -44,7 +44,7 @@ class ThreadOffload:
 
     async def run(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._closing:
-            raise TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
+            raise _closed()
         if len(self._pending) >= self._pending_max:
             raise TryAgainError("too much work is waiting for the disk", reason=Reason.BUSY)
         if self._executor is None:
@@ -77,13 +77,24 @@ class ThreadOffload:
 
 
 class InlineOffload:
-    """Runs everything inside the call, so that a simulation stays deterministic."""
+    """Runs everything on the loop, so that a simulation stays deterministic: a turn later, as another thread would at best."""
+
+    def __init__(self) -> None:
+        self._closing = False
 
     async def run(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._closing:
+            raise _closed()
+        await asyncio.sleep(0)
         return fn(*args, **kwargs)
 
     async def close(self) -> bool:
+        self._closing = True
         return True
+
+
+def _closed() -> TryAgainError:
+    return TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
 
 
 async def run_surely(offload: Offload, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

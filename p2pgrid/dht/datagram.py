@@ -120,7 +120,7 @@ def pack_payload(
     if credential is not None:
         flags |= Flag.CREDENTIAL
         parts += (_length(len(credential)), credential)
-    missing = payload_bytes_min - sum(map(len, parts)) - FRAME_BYTES - len(message) if payload_bytes_min else 0
+    missing = payload_bytes_min - sum(map(len, parts)) - FRAME_BYTES - len(message)
     if missing > 0:
         flags |= Flag.PADDING
         filling = max(0, missing - _LENGTH_BYTES)

@@ -26,16 +26,10 @@ class TokenBuckets:
     def take(self, source: Hashable, cost: float = 1.0) -> bool:
         """Whether ``source`` may spend ``cost`` tokens now; if so they are spent."""
         now = self._clock()
-        sources, burst = self._sources, self._burst
-        known = sources.get(source)
-        if known is None:
-            tokens = burst
-        else:
-            tokens = known[0] + (now - known[1]) * self._rate_per_s
-            tokens = tokens if tokens < burst else burst
-            sources.move_to_end(source)
+        tokens, at = self._sources.pop(source, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - at) * self._rate_per_s)
         allowed = tokens >= cost
-        sources[source] = (tokens - cost if allowed else tokens, now)
-        if known is None and len(sources) > self._sources_max:
-            sources.popitem(last=False)
+        self._sources[source] = (tokens - cost if allowed else tokens, now)
+        if len(self._sources) > self._sources_max:
+            self._sources.popitem(last=False)
         return allowed

@@ -36,9 +36,11 @@ class LostContacts:
 
     def remember(self, node: GridNode, now_s: float) -> None:
         """A contact was dropped because it did not answer."""
-        while len(self._lost) >= LOST_MAX:
+        if node.id in self._lost:
+            return
+        if len(self._lost) >= LOST_MAX:
             self._lost.popitem(last=False)
-        self._lost.setdefault(node.id, _Lost(node, now_s, now_s + self._first_pause_s, self._first_pause_s))
+        self._lost[node.id] = _Lost(node, now_s, now_s + self._first_pause_s, self._first_pause_s)
 
     def forget(self, node_id: bytes) -> None:
         """It is there again."""

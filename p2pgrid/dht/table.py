@@ -84,9 +84,7 @@ class GridTable(RoutingTable):
 
     def get(self, node_id: bytes) -> GridNode | None:
         """The contact with this id."""
-        buckets = self.buckets
-        index = self._index_of(int.from_bytes(node_id, "big")) if len(buckets) > 1 else 0
-        return buckets[index].nodes.get(node_id)
+        return self.buckets[self._index_of(int.from_bytes(node_id, "big"))].nodes.get(node_id)
 
     def _index_of(self, long_id: int) -> int:
         low, high = 0, len(self.buckets) - 1
@@ -191,7 +189,7 @@ class GridTable(RoutingTable):
             return other.long_id ^ target
 
         nearest: list[GridNode] = []
-        for bucket in sorted(self.buckets, key=start) if len(self.buckets) > 1 else self.buckets:
+        for bucket in sorted(self.buckets, key=start):
             nearest += sorted(bucket.nodes.values(), key=distance)
             if len(nearest) > wanted:  # One more than wanted, since at most one is excluded.
                 break

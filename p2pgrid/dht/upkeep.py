@@ -70,7 +70,7 @@ class Upkeep:
         await self._copy()
 
     async def _look_for_lost(self) -> None:
-        """Ask some that were dropped; the first who answers tells who else is where it is."""
+        """Ask some that were dropped; whoever answers tells who else is where it is."""
         server, protocol = self._server, self._server.protocol
         asked = protocol.lost.due(server.context.clock(), server.context.rng, _LOST_ASKED)
         answers = await asyncio.gather(*(protocol.call_ping(node) for node in asked))

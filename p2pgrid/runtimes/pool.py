@@ -17,7 +17,7 @@ import msgspec
 
 from p2pgrid.errors import RefusedError, TryAgainError
 from p2pgrid.model.reasons import Reason
-from p2pgrid.offload import Offload, ThreadOffload, run_surely
+from p2pgrid.offload import Offload, run_surely
 from p2pgrid.runtimes.batch import BatchRun
 from p2pgrid.runtimes.link import LogTail
 from p2pgrid.runtimes.process import ProcessSpec, WorkerProcess
@@ -32,12 +32,11 @@ _WORKER_MODULES = ("launch", "serve", "units", "files", "failures", "command")
 class WorkerPool:
     """Runs batches on processes. ``folder`` is the pool's alone: what lies there at the start is removed."""
 
-    def __init__(self, folder: Path, policy: PoolPolicy, offload: Offload | None = None) -> None:
-        """``offload``: where the disk work goes; without one, threads that end with the pool."""
+    def __init__(self, folder: Path, policy: PoolPolicy, offload: Offload) -> None:
+        """``offload``: where the disk work goes. It may be closed before the pool is."""
         self._folder = folder
         self._policy = policy
-        self._owns_offload = offload is None
-        self._offload: Offload = ThreadOffload() if offload is None else offload
+        self._offload = offload
         self._slots = Slots(policy.slots, policy.waiting_max)
         self._runs: dict[BatchRun, None] = {}
         self._idle: deque[tuple[float, WorkerProcess]] = deque()
@@ -79,8 +78,6 @@ class WorkerPool:
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
         await run_surely(self._offload, empty_folder, str(self._folder / "results"))
-        if self._owns_offload:
-            await self._offload.close()
 
     async def run(self, task: BatchTask, on_results: OnResults) -> None:
         """Run a batch. ``on_results`` is called with every unit exactly once, in order, from the event loop.

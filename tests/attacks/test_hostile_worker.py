@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from p2pgrid.model.values import decode_value
+from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Outcome, PoolPolicy
 
@@ -41,7 +42,7 @@ def done(first=0, outcomes=b"\\0", payloads=(1,), sequence=1, files=()):
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, file_bytes_max=1 << 40))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, file_bytes_max=1 << 40), InlineOffload())
     await pool.start()
     yield pool
     await pool.close()
@@ -210,7 +211,7 @@ async def test_a_huge_result_is_too_large_and_not_carried(pool: WorkerPool) -> N
 
 
 async def test_a_sparse_terabyte_is_refused(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(file_bytes_max=1 << 30))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(file_bytes_max=1 << 30), InlineOffload())
     await pool.start()
     outcomes, _, _ = await attack(pool, "from pathlib import Path\nopen('big', 'w').truncate(1 << 40)\nreturn Path('big')")
     assert outcomes == bytes((Outcome.RAISED, Outcome.OK))

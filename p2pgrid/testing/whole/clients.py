@@ -220,11 +220,6 @@ class Client:
             await channel.get(blob, target)
         return target.getvalue()
 
-    async def peers(self) -> int:
-        """How many nodes the node here lists."""
-        async with self._channel() as channel:
-            return len((await channel.peers()).peers)
-
 
 def _options(plan: JobPlan, said: ScriptOptions) -> JobOptions:
     """What the script's header says, else what the scenario does. ``auto`` is for people with a command line."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from p2pgrid.model.ids import NodeKey
 from p2pgrid.node import Node
 from p2pgrid.testing.air.network import NatKind, SimulatedNetwork
 from p2pgrid.testing.faults import Struck, Undoing
@@ -78,8 +77,6 @@ class Crowd:
         self.hostile: list[Callable[[str, float, float], None]] = []
         """Makes hostile machines."""
         self.poisons: list[Callable[[bytes], None]] = []
-        self.owners: dict[bytes, str] = {}
-        """Which machine has a node key."""
         self.founder: Node | None = None
         self.capacity: list[tuple[float, float]] = [(0.0, 0.0)]
         """(moment, units of work a second that the grid can do from then on)."""
@@ -147,11 +144,6 @@ class Crowd:
             self._invites[roles] = self.founder.invite(roles, self.wall_ms() + INVITE_MS)
         return self._invites.get(roles)
 
-    def joined(self, machine: SimulatedMachine, node: Node) -> None:
-        """A node has joined."""
-        self.owners[node.key.public] = machine.name
-        self.changed()
-
     def changed(self) -> None:
         """Who runs has changed: note what the grid can compute from now on."""
         able = sum(machine.plan.cores * machine.cpu.speed for machine in self.machines.values() if machine.node is not None)
@@ -185,15 +177,11 @@ class Crowd:
         return {name: machine.node for name, machine in self.machines.items() if machine.node is not None}
 
     def honest(self, name: str) -> bool:
-        return self.machines[name].honest
+        return self.machines[name].plan.honest
 
     def frozen(self, name: str) -> bool:
         """Whether a machine stands still."""
         return self.machines[name].loop.held is not None
-
-    def name_of(self, key: bytes) -> str:
-        """The machine whose node has this key; empty if there is none."""
-        return self.owners.get(key, "")
 
     # -- what faults do -----------------------------------------------------------------------------
 
@@ -248,11 +236,6 @@ class Crowd:
     def cause(self, name: str, kind: str, for_s: float) -> None:
         for tell in self.causes:
             tell(name, kind, for_s)
-
-
-def keys_of(nodes: dict[str, Node]) -> list[NodeKey]:
-    """The node keys of living machines."""
-    return [NodeKey(node.key.public) for node in nodes.values()]
 
 
 def some(rng: random.Random, names: Sequence[str]) -> str:

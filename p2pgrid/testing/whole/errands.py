@@ -155,17 +155,10 @@ class Errands:
         try:
             await self.unread[what](machine)
         except (P2PGridError, TimeoutError):
-            if what in self._gone():
-                self.unread.pop(what)
-                return
             self._crowd.count_path("read-again")
             self._world.after(TRY_AGAIN_S, self._read, what, machine.name)
         else:
             self.unread.pop(what, None)
-
-    def _gone(self) -> set[str]:
-        """Files that no running node has any more: there is no use in waiting for them."""
-        return {f"file {number}" for number, file in enumerate(self.files) if not self._held(file.blob)}
 
     def _reader_of_file(self, run: FileRun) -> Callable[[SimulatedMachine], Coroutine[Any, Any, None]]:
         async def read(machine: SimulatedMachine) -> None:
@@ -174,6 +167,8 @@ class Errands:
             except (P2PGridError, TimeoutError) as error:
                 for onlooker in self._crowd.onlookers:
                     onlooker.on_read(machine.name, run.blob, False, str(error))
+                if not self._held(run.blob):
+                    return  # No running node has it any more: there is no use in waiting.
                 raise
             run.readable = content == run.content
             for onlooker in self._crowd.onlookers:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import parse_invite
@@ -20,7 +20,7 @@ from p2pgrid.model.limits import Limits
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Transport
 from p2pgrid.node import Node, NodeConfig, Ports
-from p2pgrid.offload import Offload
+from p2pgrid.offload import InlineOffload, Offload
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, PoolPolicy, Workers
 from p2pgrid.services import membership as memberships
 from p2pgrid.store.home import Home
@@ -66,11 +66,8 @@ class Surroundings(Protocol):
     def founded(self, node: Node) -> None:
         """The first node runs."""
 
-    def joined(self, machine: SimulatedMachine, node: Node) -> None:
-        """A node has joined."""
-
     def changed(self) -> None:
-        """A node has ended."""
+        """A node has joined, or has ended."""
 
     def count_path(self, path: str) -> None:
         """A path through the grid was taken."""
@@ -126,23 +123,6 @@ class ObservedLog:
         return self._inline.close(timeout_s)
 
 
-class YieldingOffload:
-    """Blocking calls as other threads would make them: later, with whatever is ready running before."""
-
-    def __init__(self) -> None:
-        self._closing = False
-
-    async def run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._closing:
-            raise TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
-        await asyncio.sleep(0)
-        return fn(*args, **kwargs)
-
-    async def close(self) -> bool:
-        self._closing = True
-        return True
-
-
 class SimulatedMachine:
     """A machine of a simulated grid. ``plan`` says what it is made of; ``folder`` is its disk."""
 
@@ -175,11 +155,6 @@ class SimulatedMachine:
         """Those who are told what happens here."""
         return self.grid.onlookers
 
-    @property
-    def honest(self) -> bool:
-        """Whether it follows the protocol."""
-        return self.plan.behaviour == "honest"
-
     def wall_ms(self) -> int:
         """Unix milliseconds by this machine's clock."""
         return EPOCH_MS + int((self.grid.world.now + self.skew_s) * 1000)
@@ -193,7 +168,7 @@ class SimulatedMachine:
         return self.host.carrier(self.loop, port)
 
     def offload(self) -> Offload:
-        return YieldingOffload()
+        return InlineOffload()
 
     def log_port(self, ledgers: Ledgers) -> ObservedLog:
         return ObservedLog(self, ledgers)
@@ -274,7 +249,7 @@ class SimulatedMachine:
             self.node = node
             if self.plan.founder and self.life == 1:
                 self.grid.founded(node)
-            self.grid.joined(self, node)
+            self.grid.changed()
             for onlooker in self.onlookers:
                 onlooker.on_start(self.name, node)
             await node.stopping.wait()

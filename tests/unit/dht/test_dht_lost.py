@@ -63,3 +63,12 @@ def test_losing_it_again_does_not_begin_its_pauses_anew_and_the_oldest_goes_when
         lost.remember(contact(number), 20.0)
     assert len(lost) == LOST_MAX
     assert contact(0).id not in {node.id for node in lost.due(1000.0, RNG, LOST_MAX)}
+
+
+def test_losing_a_known_one_again_takes_nobodys_place() -> None:
+    lost = LostContacts(1.0)
+    for number in range(LOST_MAX):
+        lost.remember(contact(number), 0.0)
+    lost.remember(contact(7), 1.0)
+    assert len(lost) == LOST_MAX
+    assert contact(0).id in {node.id for node in lost.due(10.0, RNG, LOST_MAX)}

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from p2pgrid.model.values import decode_value, encode_value
+from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind, Outcome, PoolPolicy
 
@@ -30,7 +31,7 @@ RunUnits = Callable[..., Awaitable[Ended]]
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=2, idle_max=2))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=2, idle_max=2), InlineOffload())
     await pool.start()
     yield pool
     await pool.close()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from p2pgrid.errors import RefusedError, TryAgainError
+from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Outcome, PoolPolicy
 
@@ -101,7 +102,7 @@ async def test_the_deadline_is_of_a_unit_and_not_of_the_batch(run_units: Any) ->
 
 
 async def test_loading_has_a_deadline(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(start_s=0.5))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(start_s=0.5), InlineOffload())
     await pool.start()
     chunks: list[BatchChunk] = []
     task = BatchTask(job=KEY, code=Code(source="import time; time.sleep(1000)"), inputs=b"\x92\x01\x02")
@@ -187,7 +188,7 @@ async def test_an_error_of_the_receiver_is_passed_on_and_the_process_ended(pool:
 
 async def test_close_leaves_no_process_no_file_and_no_task(tmp_path: Path) -> None:
     before, tasks = open_files(), asyncio.all_tasks()
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1), InlineOffload())
     await pool.start()
     await pool.run(BatchTask(job=KEY, code=Code(source="def work(x): return x"), inputs=b"\x91\x01"), lambda chunk: None)
     running, process_id = await start_hanging(pool)
@@ -206,7 +207,7 @@ async def test_close_leaves_no_process_no_file_and_no_task(tmp_path: Path) -> No
 
 
 async def test_batches_wait_for_a_slot_in_order_and_the_queue_is_bounded(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, waiting_max=2))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, waiting_max=2), InlineOffload())
     await pool.start()
     order: list[int] = []
 
@@ -257,7 +258,7 @@ async def test_jobs_of_one_submitter_with_the_same_code_share_a_process_and_othe
 
 
 async def test_an_idle_process_is_ended_after_a_while(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(idle_s=0.05))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(idle_s=0.05), InlineOffload())
     await pool.start()
     await pool.run(BatchTask(job=KEY, code=Code(source="def work(x): return x"), inputs=b"\x91\x01"), lambda chunk: None)
     async with asyncio.timeout(10):
@@ -279,6 +280,7 @@ async def test_a_process_that_died_idle_costs_no_unit(run_units: Any) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import *
 
@@ -290,7 +292,7 @@ def work(x):
 '''
 
 async def main():
-    pool = WorkerPool(Path({folder!r}), PoolPolicy())
+    pool = WorkerPool(Path({folder!r}), PoolPolicy(), InlineOffload())
     await pool.start()
     if {runtime!r} == "native":
         task = BatchTask(job=JobKey(b"s", b"j"), code=Code(source=SOURCE), inputs=b"\\x91\\x01")

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from p2pgrid.model.ids import BlobId
 from p2pgrid.model.values import EXT_FILE, FileRef, encode_value
+from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.tasks import BatchTask, Code, JobKey, Outcome
 from p2pgrid.runtimes.worker.files import blob_id_of
 
@@ -81,7 +82,7 @@ async def test_odd_outputs_are_refused_with_a_reason(tmp_path: Path, making: str
     from p2pgrid.runtimes.pool import WorkerPool
     from p2pgrid.runtimes.tasks import BatchChunk, PoolPolicy
 
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(file_bytes_max=1 << 20))
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(file_bytes_max=1 << 20), InlineOffload())
     if "truncate" in making:
         making = making.replace("1 << 29", "(1 << 20) + 1")
         said = "too large"

@@ -16,6 +16,7 @@ import pytest
 from p2pgrid.errors import BadDataError
 from p2pgrid.model.ids import BlobId
 from p2pgrid.model.values import FileRef, encode_value
+from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind, Outcome, PoolPolicy
 from p2pgrid.runtimes.worker.serve import MODULE_NAME
@@ -54,7 +55,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
 
 def test_outcomes_are_those_of_real_worker_processes(make: Make, tmp_path: Path) -> None:
     async def really() -> list[list[tuple[Outcome, Any]]]:
-        pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1))
+        pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1), InlineOffload())
         await pool.start()
         found = []
         for source, items, options in CASES:
