@@ -1,10 +1,15 @@
-"""``python -m bench quick [--units N] [--rounds N] [--json] [--check] [--profile [lead|worker|keeper]] [--systems A,B]``."""
+"""``python -m bench quick [--units N] [--rounds N] [--json] [--check] [--profile [lead|worker|keeper]] [--systems A,B]``.
+
+``python -m bench files [--size 1G] [--rounds N] [--folder PATH] [--json]``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from bench import files
 from bench.grid import PROFILABLE
 from bench.quick import SYSTEMS, ChildError, Options, run
 
@@ -13,13 +18,32 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parse(arguments: list[str]) -> Options:
+def parse(arguments: list[str]) -> Options | files.Options:
     """Options from the words of the command line; argparse ends the process when they are wrong."""
-    default = Options()
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    quick = parser.add_subparsers(dest="command", required=True).add_parser(
-        "quick", help="two workers, no-ops and latency, in under 3 minutes"
-    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_files(commands.add_parser("files", help="a file put into six nodes with three copies, and got back, beside cp and plain TLS"))
+    _add_quick(commands.add_parser("quick", help="two workers, no-ops and latency, in under 3 minutes"))
+    found = vars(parser.parse_args(arguments))
+    if found.pop("command") == "files":
+        return files.Options(**found)
+    systems = tuple(found.pop("systems").split(","))
+    unknown = [name for name in systems if name not in SYSTEMS]
+    if unknown:
+        parser.error(f"no such system: {unknown[0]}; there are {', '.join(SYSTEMS)}")
+    return Options(systems=systems, **found)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    default = files.Options()
+    parser.add_argument("--size", type=_size, default=default.size_bytes, dest="size_bytes", help="of the file, as 256M or 1G")
+    parser.add_argument("--rounds", type=_positive, default=default.rounds)
+    parser.add_argument("--folder", type=Path, default=None, help="where everything is written; needs nine times the size per round")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout, raw figures included")
+
+
+def _add_quick(quick: argparse.ArgumentParser) -> None:
+    default = Options()
     quick.add_argument("--units", type=_positive, default=default.units, help="no-ops in one job")
     quick.add_argument("--rounds", type=_positive, default=default.rounds)
     quick.add_argument("--jobs", type=_positive, default=default.jobs, help="jobs of that size in each round")
@@ -30,13 +54,11 @@ def parse(arguments: list[str]) -> Options:
     quick.add_argument(
         "--profile", choices=sorted(PROFILABLE), nargs="?", const="lead", default="", help="profile a node in one more round"
     )
-    found = vars(parser.parse_args(arguments))
-    del found["command"]
-    systems = tuple(found.pop("systems").split(","))
-    unknown = [name for name in systems if name not in SYSTEMS]
-    if unknown:
-        parser.error(f"no such system: {unknown[0]}; there are {', '.join(SYSTEMS)}")
-    return Options(systems=systems, **found)
+
+
+def _size(text: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return _positive(text[:-1]) * units[text[-1]] if text[-1:] in units else _positive(text)
 
 
 def _positive(text: str) -> int:
@@ -52,7 +74,8 @@ def main() -> int:
         _say("the bench reads CPU from Linux's accounts")
         return 69
     try:
-        return run(parse(sys.argv[1:]), _say)
+        options = parse(sys.argv[1:])
+        return files.run(options, _say) if isinstance(options, files.Options) else run(options, _say)
     except ChildError as error:
         _say(str(error))
         return 70

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,10 +48,20 @@ class Grid:
 
     inherited = "worker process"
 
-    def __init__(self, profile_path: Path | None = None, profiled: int = 0) -> None:
+    def __init__(
+        self,
+        profile_path: Path | None = None,
+        profiled: int = 0,
+        *,
+        nodes: Sequence[tuple[str, int]] = NODES,
+        storage: str = "1G",
+        folder: Path | None = None,
+    ) -> None:
+        """``nodes``: as NODES; ``storage``: what each lends; ``folder``: where theirs are, by default the system's for such things."""
         self._profile_path = profile_path
         self._profiled = profiled
-        self._folder = Path(tempfile.mkdtemp(prefix="p2pgrid-bench-"))
+        self._nodes, self._storage = nodes, storage
+        self._folder = Path(tempfile.mkdtemp(prefix="p2pgrid-bench-", dir=folder))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Channel] = []
         self._runner = asyncio.Runner(loop_factory=_loop_factory())
@@ -71,13 +81,13 @@ class Grid:
         await self._open(0)
         roles = ("work", "store", "submit", "native")
         invite = await self._channels[0].invite(roles, wall_ms() + DAY_MS)
-        for number in range(1, len(NODES)):
+        for number in range(1, len(self._nodes)):
             self._spawn(number, invite)
-        for number in range(1, len(NODES)):
+        for number in range(1, len(self._nodes)):
             await self._open(number)
         deadline = time.monotonic() + START_S
         for channel in self._channels:
-            while await _live(channel) < len(NODES) - 1:
+            while await _live(channel) < len(self._nodes) - 1:
                 audit.require(time.monotonic() < deadline, "all nodes found one another")
 
     def _home(self, number: int) -> Home:
@@ -87,12 +97,12 @@ class Grid:
         """The command that people type, or its twin that can be told to profile itself."""
         home = self._home(number).folder
         home.mkdir()
-        role, cores = NODES[number]
+        role, cores = self._nodes[number]
         profiled = number == self._profiled and self._profile_path is not None
         environment = {**os.environ, PROFILE_VARIABLE: str(self._profile_path)} if profiled else {**os.environ}
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
         arguments = ["join", *([invite] if invite else []), "--home", str(home), "--name", role, "--cpus", str(cores)]
-        arguments += ["--listen", "127.0.0.1:0", "--storage", "1G", "--parent", str(os.getpid())]
+        arguments += ["--listen", "127.0.0.1:0", "--storage", self._storage, "--parent", str(os.getpid())]
         with (home / "node.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.profiled" if profiled else "p2pgrid_cli", *arguments],
@@ -147,7 +157,7 @@ class Grid:
     # -- looking -------------------------------------------------------------------------
 
     def roles(self) -> Mapping[int, str]:
-        named = {process.pid: NODES[number][0] for number, process in enumerate(self._processes)}
+        named = {process.pid: self._nodes[number][0] for number, process in enumerate(self._processes)}
         return {os.getpid(): "submitter", **named}
 
     def audit(self) -> dict[str, int]:

@@ -6,8 +6,11 @@ it a machine of its own, and the node cannot tell.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +56,23 @@ class Machine(Protocol):
 
     def load(self) -> float:
         """Processes that want to run, as the system counts them; 0 where it does not."""
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_KEPT_BYTES = 16 << 20
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep some of the memory it frees, where its C library is asked for that in glibc's way.
+
+    Chunks of a MiB come and go all the time, and glibc gives each back to the system to ask for it again with the next: a
+    sixth of what receiving over TLS costs. What is kept is bounded, by 16 MiB for each thread.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            adjust = ctypes.CDLL(None).mallopt
+            adjust(_MMAP_THRESHOLD, _KEPT_BYTES)
+            adjust(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class ThisMachine:

@@ -17,7 +17,7 @@ from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtContext
 from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError
 from p2pgrid.machine import Machine, ThisMachine
-from p2pgrid.model.ids import NodeKey
+from p2pgrid.model.ids import JobId, NodeKey, short
 from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
 from p2pgrid.model.node import Address, NodeInfo, Offer
 from p2pgrid.model.reasons import Reason
@@ -26,19 +26,29 @@ from p2pgrid.net.messages import Hello
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.pool import Pool
 from p2pgrid.runtimes.tasks import PoolPolicy
+from p2pgrid.services.caring import Caring
 from p2pgrid.services.context import Context
+from p2pgrid.services.departing import Departing, Left
+from p2pgrid.services.explaining import Explaining
+from p2pgrid.services.files import Files
 from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.membership import HomeMembership, Judge, make_invite
 from p2pgrid.services.owner import Owner
 from p2pgrid.services.peers import Peers
+from p2pgrid.services.pins import Pins
+from p2pgrid.services.reading import Reading
+from p2pgrid.services.scrubbing import Scrubbing
 from p2pgrid.services.storing import Storing
+from p2pgrid.services.succession import Succession
+from p2pgrid.services.tasks import Tasks
+from p2pgrid.services.watching import Watching
 from p2pgrid.services.working import Working
 from p2pgrid.store.blobs import BlobStore
 from p2pgrid.store.disk import disk_errors
 from p2pgrid.store.home import Home
 from p2pgrid.store.index import Index
-from p2pgrid.store.ledger import Ledgers
+from p2pgrid.store.ledger import Ledgers, ReplayReport
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.messages import NodeStatus
 
@@ -46,6 +56,9 @@ PORT_TRIES = 8
 LOG_CLOSE_S = 5.0
 """For the disk to take what is queued when the node ends."""
 PEERS_FILE = "peers.json"
+REMEMBER_SOON_S = 0.5
+REMEMBER_S = 300.0
+LEAVE_S = 25.0
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +101,7 @@ class Node:
         self._judge = Judge(membership.grid, ports.wall_ms)
         self.member = self._judge.judge(NodeKey(self.key.public), membership.chain)
         self._instance = ports.random_bytes(16)
+        self._remembering = Tasks("node")
         self._started_s = ports.clock()
 
     async def start(self) -> None:
@@ -119,10 +133,20 @@ class Node:
             limits=self.config.limits,
         )
         self.ledgers = Ledgers(home.ledger, ports.random_bytes, disk=machine.disk, limits=self.config.limits)
+        self.notes = self._found_on_disk()
         self.log_port = machine.log_port(self.ledgers)
         self._closing.callback(self.log_port.close, LOG_CLOSE_S)
         self.offload = machine.offload()
         self._closing.push_async_callback(self.offload.close)
+
+    def _found_on_disk(self) -> list[str]:
+        """What was not as the last life had left it. Nothing is made anew or given up without a word."""
+        recovery, notes = self.blobs.recovery, list[str]()
+        if self.index_report.set_aside or (self.index_report.rebuilt and (recovery.blobs or self.ledgers.jobs())):
+            notes.append(f"the index was made anew from what lies on the disk: {self.index_report.why}")
+        if recovery.why:
+            notes.append(f"in the blob store: {recovery.why}")
+        return notes
 
     def _quota_of(self, owner: bytes) -> int | None:
         """The bytes of blobs that a member may have here: half of what is lent; this node itself may use all."""
@@ -190,36 +214,63 @@ class Node:
         inputs = self.home.work / "inputs"
         with disk_errors("preparing the folder for inputs"):
             self.machine.disk.make_folder(inputs)
-            for left in (*inputs.iterdir(), *self.home.work.glob("put-*")):
+            for left in inputs.iterdir():
                 self.machine.disk.unlink(left)
         self.context = context
         self.workers = self.machine.workers(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)), self.offload)
         self.peers = Peers(context, self.pool, self.dht, self.info)
         self.storing = Storing(context, self.peers, self.dht)
-        self.keeping = Keeping(context, self.peers, self.dht, self.home.ledger)
-        self.leading = Leading(context, self.peers, self.storing)
+        self.watching = Watching(context, self.peers, self.home, keeps=not config.temporary)
+        self.caring = Caring(context, self.peers, self.storing, self.dht, score=self.watching.share)
+        self.scrubbing = Scrubbing(context, self.peers, self.storing, self.caring)
+        self.keeping = Keeping(context, self.dht, self.home.ledger)
+        self.reading = Reading(context, self.peers, self.dht, self.keeping)
+        self.leading = Leading(context, self.peers, self.storing, self.keeping)
+        self.succession = Succession(context, self.peers, self.keeping, self.reading, self.leading)
         self.working = Working(context, self.peers, self.storing, self.workers, inputs)
+        self.departing = Departing(context, self.peers, self.working, self.succession, self.caring)
+        self.files = Files(
+            context,
+            self.peers,
+            self.storing,
+            self.dht,
+            self.home,
+            care=self.caring.report,
+            share=self.watching.share,
+            score=self.watching.score,
+        )
+        self.pins = Pins(context, self.files, self.storing)
+        self.explaining = Explaining(context, self.peers, self.files, self.pins)
         self.owner = Owner(
             context,
             self.peers,
             self.dht,
-            self.storing,
             self.leading,
             self.keeping,
+            self.reading,
+            self.succession,
             self.info,
             self.status,
             self.stopping.set,
             self.invite,
             self.home.folder,
         )
+        for note in self.notes:
+            context.tell(Reason.REBUILT, note)
+        loop = asyncio.get_running_loop()
+
+        def note_log(job: JobId, report: ReplayReport) -> None:
+            loop.call_soon_threadsafe(context.tell, Reason.REBUILT, f"the log of job {short(job)}: {report.why}")
+
+        self.ledgers.on_unsound = note_log
 
     async def _join(self) -> None:
         """Meet the grid: over a session first, which tells why it refuses, then in the DHT."""
         self._closing.push_async_callback(self.workers.close)
         await self.workers.start()
-        for service in (self.peers, self.storing):
+        for service in (self.peers, self.storing, self.files, self.pins):
             self._closing.push_async_callback(service.close)
-        for starting in (self.keeping, self.leading, self.working):
+        for starting in (self.watching, self.keeping, self.leading, self.succession, self.working, self.caring, self.scrubbing):
             self._closing.push_async_callback(starting.close)
             await starting.start()
         contacts = self._contacts()
@@ -229,12 +280,15 @@ class Node:
         if not self.config.temporary:
             self._closing.push_async_callback(self.peers.withdraw)
             self._closing.callback(self._save_peers)
+            self._closing.push_async_callback(self._remembering.close)
+            self._remembering.spawn(self._remember(), "peers")
         await self.peers.start(discover=self.config.discover)
+        self.pins.start()
 
     def _contacts(self) -> list[Contact]:
         """Whom to begin with: peers of the last run, then those of the invite."""
         found: dict[bytes, Contact] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             saved = json.loads((self.home.folder / PEERS_FILE).read_text())
             for key, host, port in GridServer.peers_from_persisted(saved):
                 found[key] = Contact(key, host, port)
@@ -308,6 +362,12 @@ class Node:
 
     # -- the end -----------------------------------------------------------------------------
 
+    async def leave(self, within_s: float = LEAVE_S) -> Left:
+        """Hand over to the others what this node has, at most for ``within_s`` seconds; :meth:`close` comes after it."""
+        if self.config.temporary or within_s <= 0:
+            return Left(0, 0)
+        return await self.departing.leave(within_s)
+
     async def close(self) -> None:
         """Leave in good order, the last that was opened first. Bounded in time; nothing is left running."""
         await self._closing.aclose()
@@ -317,3 +377,14 @@ class Node:
         if peers:
             with suppress(P2PGridError):
                 self.home.write_private(PEERS_FILE, json.dumps(peers).encode())
+
+    async def _remember(self) -> None:
+        """Who is there is saved soon and then now and again: a node that is killed must find its grid again, too."""
+        delay_s = 0.0
+        while True:
+            await asyncio.sleep(delay_s)
+            delay_s = min(REMEMBER_S, max(REMEMBER_SOON_S, delay_s * 2))
+            peers = self.dht.peers_to_persist()
+            if peers:
+                with suppress(P2PGridError):
+                    await self.offload.run(self.home.write_private, PEERS_FILE, json.dumps(peers).encode())

@@ -28,8 +28,10 @@ DAY_MS = 24 * 3600 * 1000
 @asynccontextmanager
 async def running_node(home: Home, membership: HomeMembership, config: NodeConfig) -> AsyncIterator[Node]:
     """A node of a locked home, started; closed at the end, whatever happens."""
+    from p2pgrid.machine import keep_freed_memory
     from p2pgrid.node import Node, Ports
 
+    keep_freed_memory()
     loop = asyncio.get_running_loop()
     ports = Ports(clock=loop.time, wall_ms=wall_ms, rng=random.SystemRandom(), random_bytes=os.urandom)
     node = Node(home, membership, config, ports)

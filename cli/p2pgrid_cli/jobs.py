@@ -1,4 +1,4 @@
-"""``jobs``, ``results``, ``cancel``."""
+"""``jobs``, ``results``, ``watch``, ``cancel``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from p2pgrid_cli.common import HomeOption, JsonOption, console, job_named, print
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
     from p2pgrid.model.ids import JobId
+    from p2pgrid.wire.owner import CancelReply
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")]
 
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: p2pgrid jobs --json")(jobs)
     app.command(epilog="Example: p2pgrid results 7xq3 --wait -o folder")(results)
+    app.command(epilog="Example: p2pgrid watch 7xq3")(watch)
     app.command(epilog="Example: p2pgrid cancel 7xq3")(cancel)
 
 
@@ -71,10 +73,35 @@ async def _known_somewhere(channel: Channel, job: JobId) -> None:
         raise UnreachableError(error.message, reason=error.reason, hint=error.hint) from error
 
 
+def watch(job: JobArgument, home: HomeOption = None) -> None:
+    """Watch a job until it ends: how far it is, who leads it, what it waits for. Its results are not printed."""
+
+    async def show(channel: Channel) -> int:
+        from p2pgrid.client.running import Outcome
+        from p2pgrid_cli.progress import Progress
+        from p2pgrid_cli.results import code_of, report
+        from p2pgrid_cli.watching import Telling
+
+        known = await job_named(channel, job)
+        await _known_somewhere(channel, known)
+        with Progress() as progress:
+            telling = Telling(progress)
+            async for event in channel.follow(known, wait=True):
+                telling.event(event)
+        outcome = Outcome(event.line, note=event.note)
+        report(known, outcome)
+        return code_of(outcome)
+
+    code = with_channel(home, show)
+    if code:
+        raise typer.Exit(code)
+
+
 def cancel(job: JobArgument, home: HomeOption = None) -> None:
-    """Cancel a job. What was decided before stays readable."""
+    """Cancel a job, wherever it is led. What was decided before stays readable."""
 
-    async def stop(channel: Channel) -> str:
-        return await channel.cancel(await job_named(channel, job))
+    async def stop(channel: Channel) -> CancelReply:
+        return await channel.cancel_everywhere(await job_named(channel, job))
 
-    say(f"job {with_channel(home, stop)}")
+    reply = with_channel(home, stop)
+    say(f"job {reply.state}" + (f"; {reply.told} other node{'s' if reply.told != 1 else ''} told" if reply.told else ""))

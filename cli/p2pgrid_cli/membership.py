@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from p2pgrid_cli.settings import Settings
 
 DETACH_S = 60.0
-LEAVE_S = 30.0
+LEAVE_S = 60.0
+WITHIN_S = 25.0
 LOOK_S = 0.02
 READY = "ready: "
 DAYS = 365.0
@@ -48,6 +49,9 @@ def join(
     storage: Annotated[str | None, typer.Option(help="Storage to lend, as 10G. Default: 10G, at most a tenth of the free disk.")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on. Default: all addresses, any free port.")] = None,
     native: Annotated[bool | None, typer.Option("--native/--no-native", help="Run native code and commands of other members here.")] = None,
+    leave_within: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for leaving in good order, after 'p2pgrid leave' or SIGTERM. 0: go at once.")
+    ] = WITHIN_S,
     home: HomeOption = None,
     parent: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
@@ -66,11 +70,11 @@ def join(
     if detach:
         _detach(home_of(home))
         return
-    if run_async(_join(home_of(home), invite, asked, parent)):
+    if run_async(_join(home_of(home), invite, asked, parent, leave_within)):
         raise typer.Exit(exits.INTERRUPTED)
 
 
-async def _join(home: Home, invite: str | None, asked: Settings, parent: int) -> bool:
+async def _join(home: Home, invite: str | None, asked: Settings, parent: int, leave_s: float) -> bool:
     """Run the node until it is to stop; whether that was Ctrl-C."""
     from p2pgrid_cli.hosting import running_node
     from p2pgrid_cli.settings import config_of, load, save
@@ -85,7 +89,7 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int) ->
                 fresh = False
                 save(home, settings)
                 _greet(node, membership)
-                return await _until_stopped(node, parent)
+                return await _until_stopped(node, parent, leave_s)
         except P2PGridError:
             if fresh:
                 # Nothing was entered yet: the next try must be free to use another invite.
@@ -128,25 +132,30 @@ def _greet(node: Node, membership: HomeMembership) -> None:
     lines = [f"{READY}node {short(node.key.public)} in '{membership.grid.name}', {policy.cores} cores, listening on {where}"]
     if policy.native and policy.cores and "native" in node.member.roles:
         lines.append("members of this grid may run native code here, as your user and not yet caged; --no-native refuses it")
+    lines += [f"note: {note}" for note in node.notes]
     if membership.root_seed and not membership.contacts:
         lines.append("invite other machines: p2pgrid invite")
     say("\n".join(lines))  # In one piece: whoever waits for the first line gets them all.
 
 
-async def _until_stopped(node: Node, parent: int) -> bool:
-    """Until the owner, a signal, or the end of the process that started us. Whether it was Ctrl-C."""
+async def _until_stopped(node: Node, parent: int, leave_s: float) -> bool:
+    """Until the owner, a signal, or the end of the process that started us; then leave in good order. Whether it was Ctrl-C.
+
+    A second signal goes at once.
+    """
     import asyncio
     import signal
 
     loop = asyncio.get_running_loop()
     interrupts: list[bool] = []
+    at_once = asyncio.Event()
 
-    def interrupt() -> None:
-        interrupts.append(True)
-        node.stopping.set()
+    def stop(interrupted: bool) -> None:
+        interrupts.append(interrupted)
+        (at_once if node.stopping.is_set() else node.stopping).set()
 
-    loop.add_signal_handler(signal.SIGTERM, node.stopping.set)
-    loop.add_signal_handler(signal.SIGINT, interrupt)
+    loop.add_signal_handler(signal.SIGTERM, stop, False)
+    loop.add_signal_handler(signal.SIGINT, stop, True)
     while not node.stopping.is_set():
         if not parent:
             await node.stopping.wait()
@@ -158,7 +167,15 @@ async def _until_stopped(node: Node, parent: int) -> bool:
                     await node.stopping.wait()
             except TimeoutError:
                 continue
-    return bool(interrupts)
+    if any(interrupts):
+        say("leaving: running units get two seconds, jobs and copies go to others (Ctrl-C again goes at once)")
+    leaving = asyncio.ensure_future(node.leave(leave_s))
+    hurry = asyncio.ensure_future(at_once.wait())
+    await asyncio.wait([leaving, hurry], return_when=asyncio.FIRST_COMPLETED)
+    for task in (leaving, hurry):
+        task.cancel()
+    await asyncio.gather(leaving, hurry, return_exceptions=True)
+    return any(interrupts)
 
 
 def _detach(home: Home) -> None:

@@ -44,6 +44,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a terminal to show it on."""
+        return self._bar is not None
+
     def stop(self) -> None:
         """Take the line away."""
         if self._bar is not None:
@@ -69,7 +74,7 @@ class Progress:
         """Input files stored so far."""
         self._update(description="storing inputs", completed=number, total=total)
 
-    def submitted(self, job: JobId, units: int, keepers: int) -> None:
+    def submitted(self, job: JobId, units: int) -> None:
         """The job has an id."""
         from p2pgrid.model.ids import short
 
@@ -100,3 +105,45 @@ class Progress:
             return ""
         speed = self._bar.tasks[0].speed
         return f"{speed:,.0f}/s " if speed else ""
+
+
+class TransferProgress:
+    """Bytes that move, with their rate and the time left; silent when stderr is no terminal."""
+
+    def __init__(self, *, to_stdout: bool = False) -> None:
+        """``to_stdout``: the content itself goes to stdout, and nothing is shown if that is the same terminal."""
+        self._live = sys.stderr.isatty() and not (to_stdout and sys.stdout.isatty())
+        self._bar: Any = None
+        self._task: Any = None
+        self._what = ""
+
+    def __enter__(self) -> TransferProgress:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True, refresh_per_second=4)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def more(self, what: str, more_bytes: int, size_bytes: int) -> None:
+        """So many bytes more were moved; another ``what`` begins a new line."""
+        if self._bar is None:
+            return
+        if what != self._what:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task, self._what = self._bar.add_task(what, total=size_bytes), what
+        self._bar.update(self._task, advance=more_bytes, total=size_bytes or None)

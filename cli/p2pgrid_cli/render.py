@@ -136,6 +136,7 @@ def job_document(line: JobLine) -> dict[str, Any]:
         "conflicts": line.conflicts,
         "created_ms": line.created_ms,
         "expires_ms": line.expires_ms,
+        "lead": to_text(line.lead) if line.lead else "",
         "keepers": [to_text(keeper) for keeper in line.keepers],
         "units_per_node": {to_text(node): units for node, units in line.workers.items()},
     }

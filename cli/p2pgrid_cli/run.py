@@ -194,9 +194,10 @@ async def _run(
         building = beside(lambda: _build(builder, request))
         try:
             async with _channel(nodes, detach, options.quorum, home, progress) as (channel, stays):
-                job = await submit(channel, await building, progress, follow=not detach)
+                job, keepers = await submit(channel, await building, progress, detach=detach)
                 if detach:
                     progress.stop()
+                    _say_kept(keepers)
                     from p2pgrid.model.ids import to_text
 
                     print_line(to_text(job))
@@ -279,8 +280,20 @@ async def _open(node: Node) -> Channel:
     return await Channel.open(node.home, wall_ms)
 
 
-async def submit(channel: Channel, plan: Plan, progress: Any, *, follow: bool) -> JobId:
-    """Put what the job needs into the store, sign it, and hand it over."""
+def _say_kept(keepers: int) -> None:
+    """How many nodes may be lost before a detached job is."""
+    from p2pgrid.core.keeping import K
+
+    if keepers >= K:
+        say(f"{keepers} other nodes keep the job: it needs this one no more")
+    elif keepers:
+        say(f"only {keepers} other node{'s' if keepers > 1 else ''} could take the job: it grows to {K} keepers when nodes join")
+    else:
+        say("no other node could take the job: it ends with this one, unless others join before")
+
+
+async def submit(channel: Channel, plan: Plan, progress: Any, *, detach: bool) -> tuple[JobId, int]:
+    """Put what the job needs into the store, sign it, and hand it over; with ``detach`` until others have all of it."""
     from p2pgrid.wire.envelope import seal
 
     for number, path in enumerate(plan.files.values()):
@@ -289,9 +302,9 @@ async def submit(channel: Channel, plan: Plan, progress: Any, *, follow: bool) -
     for content in plan.values.values():
         await channel.put_bytes(content, replicas=1, expires_ms=plan.job.expires_ms)
     signed = seal(plan.job, channel.submitter, channel.grid.id)
-    job, keepers = await channel.submit(signed.raw, plan.batches, follow=follow)
-    progress.submitted(job, plan.job.map_units, keepers)
-    return job
+    job, keepers = await channel.submit(signed.raw, plan.batches, follow=not detach, detach=detach)
+    progress.submitted(job, plan.job.map_units)
+    return job, keepers
 
 
 async def _follow(channel: Channel, job: JobId, request: Request, output: Path | None, as_json: bool, progress: Any, stays: bool) -> int:

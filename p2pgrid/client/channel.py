@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
-from p2pgrid import errors
-from p2pgrid.errors import MalformedError, P2PGridError, UnreachableError
+from p2pgrid.client.transfer import BytesSource, FileSource, Incoming, OnBytes, Source, last_reply, quiet, raise_error, send_file
+from p2pgrid.errors import UnreachableError
 from p2pgrid.model.ids import BlobId, JobId, NodeKey, StatementId
 from p2pgrid.model.limits import DEFAULT_LIMITS, MIB
 from p2pgrid.model.membership import Grid
@@ -26,12 +27,17 @@ from p2pgrid.net.rpc import Session, open_session
 from p2pgrid.net.tls import TlsTransport
 from p2pgrid.offload import Offload, ThreadOffload
 from p2pgrid.services import membership as memberships
+from p2pgrid.services.nearby import sayable
 from p2pgrid.store.home import Home
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.keys import SigningKey
 from p2pgrid.wire.messages import Ok
 from p2pgrid.wire.owner import (
+    BlobLine,
+    BlobsReply,
+    BlobsRequest,
     CancelReply,
+    FileReply,
     FollowEvent,
     FollowHeader,
     GetHeader,
@@ -44,18 +50,19 @@ from p2pgrid.wire.owner import (
     OwnStatus,
     PeersReply,
     PeersRequest,
+    PinHeader,
     PutHeader,
-    PutReply,
     Snapshot,
     SubmitHeader,
     Submitted,
+    WhyBlob,
+    WhyRequest,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)
 LENGTH = struct.Struct(">I")
 CALL_S = 30.0
 EVENT_BYTES_MAX = 64 * MIB
-_KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, P2PGridError)}
 
 
 class Channel:
@@ -115,6 +122,11 @@ class Channel:
         await self._transport.close()
         await self._offload.close()
 
+    @property
+    def offload(self) -> Offload:
+        """Where files are read and written."""
+        return self._offload
+
     # -- asking ------------------------------------------------------------------------
 
     async def _call(self, method: str, request: msgspec.Struct, reply: type[R], timeout_s: float = CALL_S) -> R:
@@ -137,8 +149,12 @@ class Channel:
         return await self._call("own.job", JobRequest(job), JobLine)
 
     async def cancel(self, job: JobId) -> str:
-        """Cancel a job that was submitted here; returns its state."""
-        return (await self._call("own.cancel", JobRequest(job), CancelReply)).state
+        """Cancel a job of this home's submitter key, wherever it is led; returns its state."""
+        return (await self.cancel_everywhere(job)).state
+
+    async def cancel_everywhere(self, job: JobId) -> CancelReply:
+        """As :meth:`cancel`; says too how many nodes heard it."""
+        return await self._call("own.cancel", JobRequest(job), CancelReply)
 
     async def leave(self) -> None:
         """Ask the node to stop."""
@@ -154,13 +170,14 @@ class Channel:
 
     # -- jobs -----------------------------------------------------------------------------
 
-    async def submit(self, job: bytes, batches: Iterable[bytes], *, follow: bool = False) -> tuple[JobId, int]:
-        """Hand a signed job and its batches to the node; returns its id and how many nodes keep it.
+    async def submit(self, job: bytes, batches: Iterable[bytes], *, follow: bool = False, detach: bool = False) -> tuple[JobId, int]:
+        """Hand a signed job and its batches to the node; returns its id and how many other nodes keep it.
 
-        ``follow``: the next :meth:`follow` of this job begins at once, without asking again.
+        ``follow``: the next :meth:`follow` of this job begins at once, without asking again. ``detach``: return only when the
+        keepers have all of it, and count those who do.
         """
         contents = list(batches)
-        stream = await self._session.open_stream("own.submit", SubmitHeader(len(contents), follow))
+        stream = await self._session.open_stream("own.submit", SubmitHeader(len(contents), follow, detach))
 
         async def send() -> None:
             await _write_framed(stream, job)
@@ -170,7 +187,7 @@ class Channel:
 
         try:
             reply = await _answered(stream, send(), Submitted)
-            _raise(reply)
+            raise_error(reply)
         except BaseException:
             stream.reset(Reason.CLOSED)
             raise
@@ -198,59 +215,103 @@ class Channel:
 
     # -- files -----------------------------------------------------------------------------
 
-    async def put(self, path: Path, *, replicas: int, expires_ms: int, announce: bool = True) -> PutReply:
-        """Store a file in the grid. Raises RefusedError (full), BadDataError."""
-        header = PutHeader(path.name, replicas, expires_ms, announce)
-        file = await self._offload.run(path.open, "rb")
-        with file:
-            return await self._put(header, self._pieces(file))
+    async def put(
+        self,
+        path: Path,
+        *,
+        replicas: int,
+        expires_ms: int,
+        announce: bool = True,
+        place: bytes = b"",
+        listed: bool = False,
+        follow: bool = True,
+        on_bytes: OnBytes = quiet,
+    ) -> FileReply:
+        """Store a file in the grid; what of it is there already is not sent again.
 
-    async def _pieces(self, file: BinaryIO) -> AsyncIterator[bytes]:
-        while data := await self._offload.run(file.read, 256 * 1024):
-            yield data
-
-    async def put_bytes(self, data: bytes, *, replicas: int, expires_ms: int, announce: bool = False) -> PutReply:
-        """Store bytes in the grid."""
-        return await self._put(PutHeader("", replicas, expires_ms, announce), _slices(data))
-
-    async def _put(self, header: PutHeader, pieces: AsyncIterator[bytes]) -> PutReply:
-        stream = await self._session.open_stream("own.put", header)
-
-        async def send() -> None:
-            async for piece in pieces:
-                await stream.write(piece)
-            stream.finish()
-
+        ``replicas``: copies in all, 0 for as many as the availability of the nodes asks for. ``place``: files with the same
+        one go to the same nodes. ``listed``: the node remembers it as its owner's. ``follow``: a link
+        stands for what it leads to. ``on_bytes``: told what was done, as it
+        is done. Raises RefusedError (full), BadDataError (it cannot be read, or changes meanwhile).
+        """
+        source = await FileSource.open(path, self._offload, follow=follow)
+        header = PutHeader(path.name, replicas, expires_ms, announce, place=place, listed=listed, path=sayable(path))
         try:
-            reply = await _answered(stream, send(), PutReply)
+            return await self._put(header, source, on_bytes)
+        finally:
+            await source.close()
+
+    async def put_bytes(
+        self,
+        data: bytes,
+        *,
+        replicas: int,
+        expires_ms: int,
+        announce: bool = False,
+        name: str = "",
+        place: bytes = b"",
+        listed: bool = False,
+        on_bytes: OnBytes = quiet,
+    ) -> FileReply:
+        """Store bytes in the grid."""
+        return await self._put(
+            PutHeader(name, replicas, expires_ms, announce, place=place, listed=listed), BytesSource(data, self._offload), on_bytes
+        )
+
+    async def _put(self, header: PutHeader, source: Source, on_bytes: OnBytes) -> FileReply:
+        blob, root = await source.address(on_bytes)
+        stream = await self._session.open_stream("own.put", msgspec.structs.replace(header, blob=blob, size_bytes=source.size_bytes))
+        try:
+            return await send_file(stream, source, root, on_bytes)
         finally:
             stream.reset(Reason.CLOSED)
-        _raise(reply)
-        return reply
 
-    async def get(self, blob: BlobId, target: BinaryIO, sources: tuple[bytes, ...] = ()) -> int:
+    async def get(
+        self, blob: BlobId, target: BinaryIO, sources: tuple[bytes, ...] = (), *, folder: bytes = b"", on_bytes: OnBytes = quiet
+    ) -> int:
         """Write a blob to ``target``; returns its size. Raises UnreachableError when nobody who holds it can be reached."""
-        stream = await self._session.open_stream("own.get", GetHeader(blob, sources))
+
+        async def write(group: Sequence[tuple[int, bytes]]) -> None:
+            await self._offload.run(target.writelines, [data for _, data in group])
+
+        async with self.opened(blob, sources, folder=folder, on_bytes=on_bytes) as incoming:
+            await incoming.save(write, 0, on_bytes)
+            return incoming.size_bytes
+
+    @asynccontextmanager
+    async def opened(
+        self, blob: BlobId, sources: tuple[bytes, ...] = (), *, folder: bytes = b"", on_bytes: OnBytes = quiet
+    ) -> AsyncIterator[Incoming]:
+        """A blob that the node has fetched if need be, to be read. Raises as :meth:`get`."""
+        stream = await self._session.open_stream("own.get", GetHeader(blob, sources, folder))
+        try:
+            yield await Incoming.meet(stream, on_bytes, self._offload)
+        finally:
+            stream.reset(Reason.CLOSED)
+
+    async def pin(self, blob: BlobId, *, keep: bool, on_bytes: OnBytes = quiet) -> FileReply:
+        """Keep a blob at this node for good, with its files if it is a folder; or no longer. Raises as :meth:`get`."""
+        stream = await self._session.open_stream("own.pin", PinHeader(blob, keep))
         stream.finish()
         try:
-            reply = decode(await read_framed(stream, MIB), PutReply)
-            _raise(reply)
-            left = reply.size_bytes
-            while left:
-                data = await stream.read(min(left, 256 * 1024))
-                if not data:
-                    raise MalformedError("the node stopped in the middle of a blob", reason=Reason.CLOSED)
-                await self._offload.run(target.write, data)
-                left -= len(data)
+            return await last_reply(stream, "fetching", on_bytes)
         finally:
             stream.reset(Reason.CLOSED)
-        return reply.size_bytes
 
+    async def blobs(self, *, all: bool = False) -> list[BlobLine]:  # noqa: A002 - what the option is called
+        """What was put or pinned here; with ``all`` everything that lies here, for whomever."""
+        lines: list[BlobLine] = []
+        after = b""
+        while True:
+            reply = await self._call("own.blobs", BlobsRequest(all, after), BlobsReply)
+            lines += reply.lines
+            if not reply.more or not reply.lines:
+                return lines
+            after = reply.lines[-1].blob
 
-def _raise(reply: Submitted | PutReply) -> None:
-    if reply.kind:
-        kind = _KINDS.get(reply.kind, P2PGridError)
-        raise kind(reply.error, hint=reply.hint, reason=reply.reason)
+    async def why(self, blob: BlobId) -> WhyBlob:
+        """What the node knows of a blob."""
+        return await self._call("own.why", WhyRequest(blob), WhyBlob)
 
 
 async def _answered(stream: Stream, send: Coroutine[Any, Any, None], kind: type[R]) -> R:
@@ -279,8 +340,3 @@ async def _write_framed(stream: Stream, content: bytes) -> None:
     await stream.write(LENGTH.pack(len(content)))
     for start in range(0, len(content), 256 * 1024):
         await stream.write(content[start : start + 256 * 1024])
-
-
-async def _slices(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 256 * 1024):
-        yield data[start : start + 256 * 1024]

@@ -81,3 +81,7 @@ class PushBook:
     def complete(self, end: int) -> bool:
         """Whether every keeper has everything before ``end``."""
         return all(keeper.acknowledged >= end for keeper in self.keepers.values())
+
+    def complete_at(self, keeper: bytes, end: int) -> bool:
+        """Whether a keeper has everything before ``end``."""
+        return self.keepers[keeper].acknowledged >= end

@@ -27,6 +27,7 @@ from typing import Any
 from p2pgrid.core.columns import OPEN, digest_at, positions
 from p2pgrid.core.lead_events import (
     AssembleDerived,
+    Began,
     Decided,
     Delivered,
     DerivedReady,
@@ -34,9 +35,11 @@ from p2pgrid.core.lead_events import (
     Event,
     Granted,
     Invite,
+    Merged,
     Over,
     Pulled,
     Record,
+    Returned,
     Stopped,
     Tick,
     WorkerGone,
@@ -46,12 +49,16 @@ from p2pgrid.core.leases import Lease, LeaseBook
 from p2pgrid.core.ledger import Ledger
 from p2pgrid.core.pace import Pace, WorkerState
 from p2pgrid.core.quorum import misses
+from p2pgrid.core.sharing import Sharing
+from p2pgrid.core.speculation import Speculation
+from p2pgrid.core.takeover import GRANT_OUTLIVES_MS, outstanding
 from p2pgrid.core.verdicts import Short, join_entries
-from p2pgrid.model.work import ANSWERS, DISAGREED, Decision, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.model.work import ANSWERS, DISAGREED, Decision, DecisionEntry, Grant, Receipt
 from p2pgrid.wire.envelope import Signed, Statement
 
 __all__ = [
     "AssembleDerived",
+    "Began",
     "Decided",
     "Delivered",
     "DerivedReady",
@@ -60,9 +67,11 @@ __all__ = [
     "Granted",
     "Invite",
     "Lead",
+    "Merged",
     "Over",
     "Pulled",
     "Record",
+    "Returned",
     "Seal",
     "Stopped",
     "Tick",
@@ -74,22 +83,11 @@ Seal = Callable[[Statement], Signed[Any]]
 """Signs a statement with the lead's node key."""
 
 LEASE_SLACK_S = 30.0
-UNITS_PER_PULL_MAX = 4096
-BATCHES_PER_PULL_MAX = 6
-"""A pull's reply carries the batches it needs, up to 1 MiB each, in one message of at most 8 MiB."""
 SLOTS_MAX = 1024
 """Cores a worker may claim: what it claims weighs in everybody's share."""
 WORKERS_MAX = 4096
-UNITS_OWED_MAX = 2 * UNITS_PER_PULL_MAX
-LEASES_OWED_MAX = 64
-UNPROVEN_UNITS = 64
-"""Units (or four for each core) that a worker may owe before its first receipt: nobody hoards a job."""
-AGAIN_AFTER_S = 5.0
-"""So long others may take a unit before somebody who had it gets it again."""
 DISAGREED_AFTER_S = 10.0
 """So long a unit on which everybody there disagrees waits for somebody else to come."""
-SLOW_LEASE_S = 5.0
-SLOW_LEASE_FACTOR = 3.0
 
 
 @dataclass(slots=True)
@@ -108,6 +106,8 @@ class Lead:
     pace: Pace = field(default_factory=Pace)
     disputed: int = 0
     book: LeaseBook = field(init=False)
+    speculation: Speculation = field(init=False)
+    sharing: Sharing = field(init=False)
     _level: int = 0
     _assembling: set[int] = field(default_factory=set)
     _nonce: int = 0
@@ -119,6 +119,8 @@ class Lead:
     def __post_init__(self) -> None:
         job = self.ledger.job.body
         self.book = LeaseBook(self.rng, shuffle=job.quorum > 1)
+        self.speculation = Speculation(self.book, self.pace, self.workers, job.quorum)
+        self.sharing = Sharing(self.ledger, self.book, self.pace, self.workers, self.speculation)
         self._nonce = self.rng.getrandbits(48)
         for batch in range(len(job.manifest)):
             self._open_batch(batch)
@@ -156,12 +158,18 @@ class Lead:
             case Delivered(receipt):
                 return self._on_delivered(receipt, now)
             case WorkerGone(worker):
-                return self._on_gone(worker)
+                return self._on_gone(worker, now)
+            case Returned(worker, grants):
+                return self._on_returned(worker, grants, now)
             case WorkersKnown(workers):
                 self.known = workers
                 return self._invite(now)
             case DerivedReady(batch, blob):
                 return self._on_derived(batch, blob, now)
+            case Merged(first):
+                return self._on_merged(first, now)
+            case Began(there):
+                return self._on_began(there, now, now_ms)
             case Tick():
                 return self._on_tick(now)
             case Stopped():
@@ -180,18 +188,22 @@ class Lead:
                 return [Granted(pull.worker, None, ended)]
             worker = self.workers[pull.worker] = WorkerState(slots, group, now)
         worker.slots, worker.group, worker.pulled_at = slots, group, now
-        ranges = () if ended else self._ranges_for(pull, worker, now)
+        owed = self.book.owed_by(pull.worker)
+        worker.spend(owed, now)
+        ranges = () if ended else tuple(self.sharing.take(pull, worker, self._present, now))
         worker.hungry = not ranges
+        if worker.idle_since is None:
+            worker.idle_since = now
         if not ranges:
             return [Granted(pull.worker, None, ended)]
-        worker.hungry_since = None
+        worker.hungry_since = worker.idle_since = None
         job = self.ledger.job.body
         units = sum(unit_range.units for unit_range in ranges)
         lease_s = self._lease_s(units, slots)
         self._nonce += 1
         grant = self.seal(
             Grant(
-                expires_ms=min(now_ms + int(lease_s * 1000) + 3_600_000, job.expires_ms),
+                expires_ms=min(now_ms + int(lease_s * 1000) + GRANT_OUTLIVES_MS, job.expires_ms),
                 job=self.ledger.job.id,
                 epoch=self.epoch,
                 worker=pull.worker,
@@ -202,43 +214,9 @@ class Lead:
             )
         )
         self.ledger.add_grant(grant)
-        self.book.lease(Lease(grant.id, pull.worker, ranges, now + lease_s, units, group, now))
+        forecast_s = self.pace.forecast_s(worker, owed + units)
+        self.book.lease(Lease(grant.id, pull.worker, ranges, now + lease_s, units, group, now, ahead=owed, forecast_s=forecast_s))
         return [Granted(pull.worker, grant, False), Record((grant,))]
-
-    def _ranges_for(self, pull: Pulled, worker: WorkerState, now: float) -> tuple[UnitRange, ...]:
-        slots = sum(other.slots for other in self.workers.values())
-        share = -(-self.book.pending // (2 * slots)) * worker.slots
-        owed_max = UNITS_OWED_MAX if worker.proven else max(UNPROVEN_UNITS, 4 * worker.slots)
-        room = owed_max - self.book.owed_by(pull.worker)
-        if room < 1 or len(self.book.by_worker.get(pull.worker, ())) >= LEASES_OWED_MAX:
-            return ()
-        want = min(max(1, min(pull.want, share, UNITS_PER_PULL_MAX)), room)
-        taken = self.book.take(worker.group, want, BATCHES_PER_PULL_MAX)
-        if not taken and self.book.pending:
-            if worker.hungry_since is None:
-                worker.hungry_since = now
-            taken = self._take_again(worker, want, now)
-        return tuple(taken)
-
-    def _take_again(self, worker: WorkerState, want: int, now: float) -> list[UnitRange]:
-        """Units that this worker's party had and did not answer, if nobody else is there or wants them."""
-        party, present = worker.group, self._present()
-        patient = worker.hungry_since is not None and now - worker.hungry_since >= AGAIN_AFTER_S
-        owed = {
-            (batch, unit)
-            for key, other in self.workers.items()
-            if other.group == party
-            for lease in self.book.by_worker.get(key, ())
-            for batch, start, count in self.book.unanswered(self.book.leases[lease])
-            for unit in range(start, start + count)
-        }
-
-        def again(batch: int, unit: int, had: frozenset[bytes]) -> bool:
-            if (batch, unit) in owed or not (patient or present <= had):
-                return False
-            return all(answer.group != party or answer.outcome not in ANSWERS for answer in self.ledger.answers(batch, unit))
-
-        return self.book.take_again(party, want, again, BATCHES_PER_PULL_MAX)
 
     def _present(self) -> frozenset[bytes]:
         """The parties that are there: by group once they pulled, by key before."""
@@ -253,9 +231,12 @@ class Lead:
         return min(units * timeout_s, 3 * units * max(self.pace.longest_s, 0.001) + timeout_s) + LEASE_SLACK_S
 
     def _invite(self, now: float) -> list[Effect]:
-        """Invite everybody who could take pending work and has not just pulled."""
-        if self.over or self.stopped or not self.book.pending:
+        """Invite everybody who could take pending work and has not just pulled; at the end, who could take copies."""
+        if self.over or self.stopped:
             return []
+        if not self.book.pending:
+            late = tuple(self.sharing.copies_for(now))
+            return [Invite(late)] if late else []
         busy = {key for key, worker in self.workers.items() if not worker.hungry and now - worker.pulled_at < 2.0}
         hungry = {key for key, worker in self.workers.items() if worker.hungry}
         chosen = tuple(sorted((self.known | hungry) - busy))
@@ -268,17 +249,51 @@ class Lead:
         if ordinal is None:
             return []
         pending = self.book.pending
+        effects: list[Effect] = [Record((receipt,)), *self._judge(receipt, ordinal, now)]
+        worker = self.workers.get(receipt.author)
+        if self.book.pending > pending:
+            effects += self._wake_hungry()
+        elif not self.book.pending:
+            effects += self._invite(now)
+        elif worker is not None and worker.hungry:
+            effects.append(Invite((receipt.author,)))
+        return effects + self._advance()
+
+    def _judge(self, receipt: Signed[Receipt], ordinal: int, now: float) -> list[Effect]:
+        """Decide what a receipt decides, and ask for what is still missing."""
         self._note_answered(receipt, now)
         entries, cited, short = self.ledger.verdicts(ordinal)
-        effects: list[Effect] = [Record((receipt,))]
-        if entries:
-            effects += self._decide(tuple(entries), tuple(cited))
+        effects = self._decide(tuple(entries), tuple(cited)) if entries else []
         effects += self._widen(short, now)
         if any(outcome not in ANSWERS for outcome in set(receipt.body.outcomes)):
             effects += self._on_missed(receipt)
-        if self.book.pending > pending:
-            effects += self._wake_hungry()
-        return effects + self._advance()
+        return effects
+
+    # -- what others did -------------------------------------------------------
+
+    def _on_merged(self, first: int, now: float) -> list[Effect]:
+        if self.over or self.stopped:
+            return []
+        effects: list[Effect] = []
+        for ordinal in range(first, len(self.ledger.receipt_list)):
+            effects += self._judge(self.ledger.receipt_list[ordinal], ordinal, now)
+        return effects + self._wake_hungry() + self._advance()
+
+    def _on_began(self, there: frozenset[bytes], now: float, now_ms: int) -> list[Effect]:
+        """Who still works on a lease keeps it; what was answered and not decided is decided."""
+        opened = frozenset(self.book.batches())
+        for grant, answered in outstanding(self.ledger, there, now_ms):
+            body = grant.body
+            if any(unit_range.batch not in opened for unit_range in body.ranges):
+                continue
+            units = sum(unit_range.units for unit_range in body.ranges)
+            deadline = now + (body.expires_ms - GRANT_OUTLIVES_MS - now_ms) / 1000
+            self.book.adopt(Lease(grant.id, body.worker, body.ranges, deadline, units, body.group, now), answered)
+            self.workers.setdefault(body.worker, WorkerState(1, body.group, now))
+            for batch, start, count, _ in body.ranges:
+                if self.ledger.open_in[batch]:
+                    self._reconcile(batch, start, count)
+        return self._on_merged(0, now)
 
     def _widen(self, short: list[Short], now: float) -> list[Effect]:
         """Ask for the answers that are missing, or give up where so many differ that more will not help."""
@@ -323,13 +338,19 @@ class Lead:
 
     def _note_answered(self, receipt: Signed[Receipt], now: float) -> None:
         self.pace.note(receipt.body, self.ledger.job.body.limits.timeout_s)
-        worker = self.workers.get(receipt.author)
+        worker, lease = self.workers.get(receipt.author), self.book.leases.get(receipt.body.grant)
         if worker is not None:
-            worker.proven = True
-        lease = self.book.leases.get(receipt.body.grant)
+            worker.spend(self.book.owed_by(receipt.author), now)
+            if lease is None:
+                self.speculation.heard(receipt.body.grant, worker, len(receipt.body.outcomes), now)
+            else:
+                worker.waiting_s = min(worker.waiting_s, worker.slots * (now - lease.since))
+            worker.answer(sum(receipt.body.outcomes.count(outcome) for outcome in ANSWERS))
         if lease is not None:
             self.book.answered(lease, receipt.body.ranges)
-            self.pace.lease_s = max(self.pace.lease_s, now - lease.since)
+            lease.touched = now
+            if lease.open <= 0:
+                self.pace.ended(now - lease.since, lease.forecast_s)
 
     def _decide(self, entries: tuple[DecisionEntry, ...], cited: tuple[bytes, ...]) -> list[Effect]:
         job = self.ledger.job
@@ -389,38 +410,34 @@ class Lead:
 
     # -- departures and time ---------------------------------------------------
 
-    def _on_gone(self, worker: bytes) -> list[Effect]:
+    def _on_gone(self, worker: bytes, now: float) -> list[Effect]:
         self.workers.pop(worker, None)
         self.known -= {worker}
         leases = [self.book.leases[lease] for lease in sorted(self.book.by_worker.get(worker, ()))]
         for lease in leases:
-            self._return(lease)
+            self._return(lease, now)
         return self._wake_hungry() if leases else []
 
-    def _return(self, lease: Lease) -> None:
+    def _on_returned(self, worker: bytes, grants: tuple[bytes, ...], now: float) -> list[Effect]:
+        theirs = self.book.by_worker.get(worker, set())
+        leases = [self.book.leases[grant] for grant in dict.fromkeys(grants) if grant in theirs]
+        for lease in leases:
+            self._return(lease, now)
+        return self._wake_hungry() if leases else []
+
+    def _return(self, lease: Lease, now: float) -> None:
+        worker = self.workers.get(lease.worker)
+        if worker is not None:
+            worker.spend(self.book.owed_by(lease.worker), now)
         for batch, start, count in self.book.end(lease):
             self._reconcile(batch, start, count)
 
     def _on_tick(self, now: float) -> list[Effect]:
-        late = [lease for lease in self.book.leases.values() if lease.deadline < now]
-        for lease in late:
-            self._return(lease)
-        self._copy_slow(now)
+        self.pace.learn(self.workers.values())
+        for lease in self.speculation.lost(now, self.sharing.answers):
+            self._return(lease, now)
         given_up = self._disagree(self._stuck(now)) if not (self.over or self.stopped) else []
         return given_up + self._advance() + self._invite(now)
-
-    def _copy_slow(self, now: float) -> None:
-        """Ask for a second answer to what a lease owes that takes far longer than any lease before it."""
-        if self.over or self.stopped or self.book.pending or not self.pace.lease_s or len(self._present()) < 2:
-            return
-        slow_s = max(SLOW_LEASE_S, SLOW_LEASE_FACTOR * self.pace.lease_s)
-        for lease in self.book.leases.values():
-            if not lease.copied and now - lease.since > slow_s:
-                lease.copied = True
-                for batch, start, count in self.book.unanswered(lease):
-                    for unit in range(start, start + count):
-                        missing = self.ledger.missing(batch, unit)
-                        self.book.want(batch, unit, 1, missing + 1 if missing else 0)
 
     def _wake_hungry(self) -> list[Effect]:
         if self.over or self.stopped or not self.book.pending:

@@ -40,6 +40,14 @@ class WorkerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """A worker hands these leases back unanswered: no attempt, and nobody is to wait for it."""
+
+    worker: NodeKey
+    grants: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkersKnown:
     """The workers that could be invited now."""
 
@@ -55,6 +63,20 @@ class DerivedReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """Statements came from somebody else's log; its receipts are those from ordinal ``first`` on."""
+
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """This lead goes on where another stopped; ``there``: nodes that may still work on what was leased."""
+
+    there: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed: deadlines are looked at."""
 
@@ -64,7 +86,7 @@ class Stopped:
     """The job was cancelled: nothing is leased any more."""
 
 
-Event = Pulled | Delivered | WorkerGone | WorkersKnown | DerivedReady | Tick | Stopped
+Event = Pulled | Delivered | WorkerGone | Returned | WorkersKnown | DerivedReady | Merged | Began | Tick | Stopped
 
 
 # -- effects -----------------------------------------------------------------

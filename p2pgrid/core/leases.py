@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from p2pgrid.model.work import UnitRange
@@ -24,6 +24,7 @@ RANGES_MAX = 64
 AGAIN_SCAN_UNITS = 4096
 """Units looked at in one search for what a party may have a second time; the next search goes on behind them."""
 
+_ABOVE = bytes(range(256))
 _ZERO_RUN = re.compile(rb"\x00+")
 _PENDING_RUN = re.compile(rb"[^\x00]+")
 
@@ -42,8 +43,12 @@ class Lease:
     open: int
     party: bytes = b""
     since: float = 0.0
-    copied: bool = False
-    """Copies of what it owes were asked for."""
+    touched: float = 0.0
+    """When a receipt for it last came."""
+    ahead: int = 0
+    """Units its worker owed when it was granted."""
+    forecast_s: float = 0.0
+    """How long it was expected to take; 0: nothing was known."""
     answered: bytearray | None = field(default=None, repr=False)
     """One byte a unit, in the order of the ranges, once a part is answered."""
 
@@ -256,10 +261,45 @@ class LeaseBook:
         self._note_waiting(batch, shelf)
         return UnitRange(batch, start, count, attempt)
 
+    def copy(self, party: bytes, batch: int, start: int, count: int, copies: int, missing: Callable[[int, int], int]) -> list[UnitRange]:
+        """Those of these units that ``party`` never had and at most ``copies`` have beyond what is ``missing``, now owed by it, too."""
+        shelf = self._shelves.get(batch)
+        if shelf is None:
+            return []
+        index = self._index(party)
+        taken: list[UnitRange] = []
+        for unit in range(start, start + count):
+            if shelf.pending[unit] or index in shelf.had[unit] or not 0 < shelf.out[unit] <= _beyond(missing(batch, unit), copies):
+                continue
+            attempt = shelf.tries[unit]
+            self._mark(shelf, unit, index)
+            for column in (shelf.tries, shelf.out):
+                _step(column, unit, unit + 1, 1)
+            last = taken[-1] if taken else None
+            if last is not None and last.start + last.units == unit:
+                taken[-1] = last._replace(units=last.units + 1, attempt=max(last.attempt, attempt))
+            else:
+                taken.append(UnitRange(batch, unit, 1, attempt))
+        return taken
+
     def lease(self, lease: Lease) -> None:
         """Note a lease that was granted for units just taken."""
         self.leases[lease.id] = lease
         self.by_worker.setdefault(lease.worker, set()).add(lease.id)
+
+    def adopt(self, lease: Lease, answered: Iterable[tuple[UnitRange, ...]]) -> None:
+        """Note a lease that an earlier lead granted, and what of it was answered. The caller sets anew what is wanted of its units."""
+        party = self._index(lease.party)
+        for batch, start, count, _ in lease.ranges:
+            shelf = self._shelves.get(batch)
+            if shelf is not None:
+                for unit in range(start, start + count):
+                    self._mark(shelf, unit, party)
+                for column in (shelf.tries, shelf.out):
+                    _step(column, start, start + count, 1)
+        self.lease(lease)
+        for ranges in answered:
+            self.answered(lease, ranges)
 
     # -- answers and ends ----------------------------------------------------------
 
@@ -344,6 +384,11 @@ class LeaseBook:
         shelf = self._shelves.get(batch)
         return shelf.out[unit] if shelf is not None else 0
 
+    def uncopied(self, batch: int, start: int, count: int, most: int) -> int:
+        """How many of these units are left without those at their end that more than ``most`` leases owe."""
+        shelf = self._shelves.get(batch)
+        return len(shelf.out[start : start + count].rstrip(_ABOVE[min(most, 254) + 1 :])) if shelf is not None else 0
+
     def batches(self) -> list[int]:
         """Batches that are not dropped."""
         return list(self._shelves)
@@ -373,6 +418,11 @@ class LeaseBook:
                 for party in had if shelf.pending[unit] else ():
                     blocked[party] = blocked.get(party, 0) + 1
             assert blocked == shelf.blocked
+
+
+def _beyond(missing: int, copies: int) -> int:
+    """How many leases may owe a unit before one more: none of what is decided."""
+    return missing + copies if missing else 0
 
 
 def _step(column: bytearray, start: int, stop: int, step: int) -> None:

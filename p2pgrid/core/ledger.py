@@ -7,8 +7,10 @@
 4. A decided unit keeps its answer. A second, different decision makes it ``conflict``, and it is shown: the
    smaller epoch stands, within it an answer before a unit given up, then the smaller (author, digest) (S2).
 5. A decided unit on which answers differ, whether they came before or after, is ``doubted`` (quorums above one).
-6. Grants and decisions of epoch 0 come from a node that the submitter named lead, later ones also from a keeper.
-7. After a cancel, receipts are dropped; earlier decisions stay.
+6. Keepers are named by the submitter, or by somebody it named before: keeper sets form chains. Grants and decisions of
+   epoch 0 come from a node that the submitter named lead, later ones from anybody on the chain.
+7. The end that counts is settled by the submitter or a lead it named; what a later lead settled counts until then.
+8. After a cancel, receipts are dropped; earlier decisions stay.
 
 Memory is columns: a unit costs five bytes here plus 33 in its receipt. Single words are kept per unit
 only while a quorum above one is open.
@@ -37,6 +39,7 @@ from p2pgrid.core.columns import (
     positions,
 )
 from p2pgrid.core.layout import Layout
+from p2pgrid.core.lineage import Lineage
 from p2pgrid.core.quorum import Answer, judge
 from p2pgrid.core.verdicts import Short, compared, join_entries, sole_verdict
 from p2pgrid.errors import MalformedError, RefusedError
@@ -80,15 +83,21 @@ class Ledger:
     def __init__(self, job: Signed[Job]) -> None:
         self.job = job
         self.layout = Layout(job.body)
-        self.keepers: Signed[KeeperSet] | None = None
         self.cancelled: Signed[Cancel] | None = None
         self.settled: Signed[Settled] | None = None
+        """The end as the submitter's side settled it."""
+        self.provisional: dict[bytes, Signed[Settled]] = {}
+        """The end as leads settled it whom the submitter did not name itself, by author."""
         self.grants: dict[bytes, Signed[Grant]] = {}
         self.receipts: dict[bytes, int] = {}
         self.receipt_list: list[Signed[Receipt]] = []
         self.decisions: dict[bytes, Signed[Decision]] = {}
+        self.decision_list: list[Signed[Decision]] = []
+        """In the order they were added: who follows a job remembers how far it got."""
         self.conflicts: set[tuple[int, int]] = set()
         self.doubted: set[tuple[int, int]] = set()
+        self.disputed = 0
+        """Decided units on which somebody gave another answer before."""
         self.done = 0
         self.failed = 0
         self.open_in = list(self.layout.batch_units)
@@ -97,11 +106,14 @@ class Ledger:
         self._standing: dict[tuple[int, int], Rank] = {}
         self._given_up: set[tuple[int, int]] = set()
         self._said: dict[bytes, int] = {}
-        self._named: set[bytes] = set()
-        self._leads: set[bytes] = {job.author}
-        self._keeper_sets: set[bytes] = set()
+        self.lineage = Lineage(job)
 
     # -- reading -----------------------------------------------------------
+
+    @property
+    def keepers(self) -> Signed[KeeperSet] | None:
+        """The newest keeper set."""
+        return self.lineage.newest
 
     def column(self, batch: int) -> Column:
         """The columns of a batch."""
@@ -189,7 +201,8 @@ class Ledger:
         if isinstance(body, Decision):
             return self.add_decision(statement)
         if isinstance(body, KeeperSet):
-            return self._add_keepers(statement)
+            self._of_this_job(body.job)
+            return self.lineage.add(statement)
         if isinstance(body, Cancel):
             return self._add_cancel(statement)
         if isinstance(body, Settled):
@@ -201,7 +214,7 @@ class Ledger:
         if grant.id in self.grants:
             return False
         self._of_this_job(grant.body.job)
-        self._by_a_lead(grant.author, grant.body.epoch)
+        self.lineage.check_lead(grant.author, grant.body.epoch)
         for unit_range in grant.body.ranges:
             check_range(unit_range, self.layout.batch_units)
         check_apart(grant.body.ranges)
@@ -265,7 +278,7 @@ class Ledger:
         if decision.id in self.decisions:
             return False
         self._of_this_job(decision.body.job)
-        self._by_a_lead(decision.author, decision.body.epoch)
+        self.lineage.check_lead(decision.author, decision.body.epoch)
         cited = [self.receipts.get(receipt) for receipt in decision.body.receipts]
         if None in cited:
             if self.cancelled is not None:
@@ -278,7 +291,9 @@ class Ledger:
             check_range(UnitRange(entry.batch, entry.start, entry.units), self.layout.batch_units)
             check_entry(entry, receipts, self.grants, self.job.body.quorum)
         self.decisions[decision.id] = decision
+        self.decision_list.append(decision)
         for entry in decision.body.entries:
+            self.disputed += entry.units if entry.dissent else 0
             self._apply(entry, decision, receipts)
         return True
 
@@ -418,26 +433,6 @@ class Ledger:
         if job != self.job.id:
             raise RefusedError("a statement about another job", reason=Reason.UNKNOWN_JOB)
 
-    def _by_a_lead(self, author: bytes, epoch: int) -> None:
-        """Epoch 0 belongs to the submitter's node; keepers speak from epoch 1 on, and so never overrule it."""
-        if epoch < 0:
-            raise MalformedError("an epoch before the first", reason=Reason.MALFORMED)
-        if author not in self._named or (epoch == 0 and author not in self._leads):
-            raise RefusedError("its author does not lead the job in this epoch", reason=Reason.BAD_GRANT)
-
-    def _add_keepers(self, keepers: Signed[KeeperSet]) -> bool:
-        self._of_this_job(keepers.body.job)
-        if keepers.author != self.job.author:
-            raise RefusedError("keepers are named by the submitter", reason=Reason.BAD_GRANT)
-        if keepers.id in self._keeper_sets:
-            return False
-        self._keeper_sets.add(keepers.id)
-        self._named.update((keepers.body.lead, *keepers.body.keepers))
-        self._leads.add(keepers.body.lead)
-        if self.keepers is None or (self.keepers.body.epoch, self.keepers.id) < (keepers.body.epoch, keepers.id):
-            self.keepers = keepers
-        return True
-
     def _add_cancel(self, cancel: Signed[Cancel]) -> bool:
         self._of_this_job(cancel.body.job)
         if cancel.author != self.job.author:
@@ -447,11 +442,17 @@ class Ledger:
 
     def _add_settled(self, settled: Signed[Settled]) -> bool:
         self._of_this_job(settled.body.job)
-        if settled.author not in self._leads:
-            raise RefusedError("only the submitter or its node settles a job", reason=Reason.NO_ROLE)
-        if self.settled is not None and self.settled.id <= settled.id:
+        if self.lineage.of_submitter(settled.author):
+            if self.settled is not None and self.settled.id <= settled.id:
+                return False
+            self.settled = settled
+            return True
+        if not self.lineage.names(settled.author):
+            raise RefusedError("only who leads a job settles it", reason=Reason.NO_ROLE)
+        known = self.provisional.get(settled.author)
+        if known is not None and (-known.body.done, known.id) <= (-settled.body.done, settled.id):
             return False
-        self.settled = settled
+        self.provisional[settled.author] = settled
         return True
 
     def check(self) -> None:

@@ -5,9 +5,12 @@
 3. The next pull goes out when half a second of work is left, if units are short; long ones are pulled
    only when a core is free, so that nobody waits behind them.
 4. Cores go round the submitters in turn; within one, first come, first served.
-5. A lead that has nothing now is not asked again until it invites. A lead that is gone loses its queue;
-   what already runs ends, and its receipts are delivered if the lead comes back.
-6. An invitation that overtakes the answer to a pull is not lost: it leads to one more pull.
+5. A lead that has nothing now is not asked again until it invites. When a job is over its queue is dropped; what already
+   runs ends.
+6. A lead that is gone is not asked again until it invites, and its units run all the same: others keep the job, and
+   whoever leads it next takes the leases over.
+7. An invitation that overtakes the answer to a pull is not lost: it leads to one more pull.
+8. A worker that leaves takes nothing more, and hands back what has not started.
 """
 
 from __future__ import annotations
@@ -74,12 +77,24 @@ class TaskEnded:
 
 @dataclass(frozen=True, slots=True)
 class SourceGone:
-    """The job was cancelled, or its lead is gone."""
+    """The job was cancelled, or nobody is left who would take its results."""
 
     source: SourceKey
 
 
-Event = Invited | Leased | Dry | UnitsDone | TaskEnded | SourceGone
+@dataclass(frozen=True, slots=True)
+class LeadGone:
+    """A lead is gone, and others keep its job."""
+
+    source: SourceKey
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """This node leaves."""
+
+
+Event = Invited | Leased | Dry | UnitsDone | TaskEnded | SourceGone | LeadGone | Drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +115,16 @@ class Run:
     range: UnitRange
 
 
-Effect = Pull | Run
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Hand back these units of a lease: they have not started, and will not."""
+
+    source: SourceKey
+    grant: bytes
+    range: UnitRange
+
+
+Effect = Pull | Run | Return
 
 
 @dataclass(slots=True)
@@ -130,6 +154,7 @@ class Worker:
     sources: dict[SourceKey, _Source] = field(default_factory=dict)
     turn: deque[bytes] = field(default_factory=deque)
     """Submitters, the next to be served first."""
+    draining: bool = False
 
     @property
     def running(self) -> int:
@@ -140,15 +165,20 @@ class Worker:
         return sum(source.queued for source in self.sources.values())
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        source = self.sources.get(event.source)
-        if isinstance(event, Invited):
-            self._on_invited(event, source, now)
-        elif source is not None:
-            self._on_source(event, source)
+        if isinstance(event, Drain):
+            self.draining = True
+        elif isinstance(event, Invited):
+            self._on_invited(event, now)
+        elif event.source in self.sources:
+            self._on_source(event, self.sources[event.source])
+        returned = self._give_back() if self.draining else []
         self._forget(now)
-        return self._start() + self._ask(now)
+        return returned + self._start() + self._ask(now)
 
-    def _on_invited(self, event: Invited, source: _Source | None, now: float) -> None:
+    def _on_invited(self, event: Invited, now: float) -> None:
+        source = self.sources.get(event.source)
+        if self.draining:
+            return
         if source is None:
             if len(self.sources) >= SOURCES_MAX:
                 return
@@ -176,7 +206,9 @@ class Worker:
                 source.queue.clear()
                 source.queued = 0
                 source.more = source.pulling = source.invited_meanwhile = False
-            case Invited():
+            case LeadGone():
+                source.more = source.pulling = source.invited_meanwhile = False
+            case Invited() | Drain():
                 pass
 
     @staticmethod
@@ -195,6 +227,16 @@ class Worker:
                 units = min(part, unit_range.units - start)
                 source.queue.append((grant, unit_range._replace(start=unit_range.start + start, units=units)))
                 source.queued += units
+
+    def _give_back(self) -> list[Effect]:
+        """Empty the queues."""
+        effects: list[Effect] = []
+        for key, source in self.sources.items():
+            effects += [Return(key, grant, unit_range) for grant, unit_range in source.queue]
+            source.queue.clear()
+            source.queued = 0
+            source.more = source.invited_meanwhile = False
+        return effects
 
     def _start(self) -> list[Effect]:
         effects: list[Effect] = []

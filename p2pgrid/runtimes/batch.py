@@ -65,7 +65,10 @@ class BatchRun:
         self._frame_bytes = 0
         self._blamed: dict[int, Verdict] = {}
         self._process: WorkerProcess | None = None
+        self._has_units = False
+        """Whether the process has been sent units."""
         self._stopped: P2PGridError | None = None
+        self._winding_down: P2PGridError | None = None
 
     @property
     def task(self) -> BatchTask:
@@ -78,14 +81,24 @@ class BatchRun:
         if self._process is not None:
             self._process.link.wake()
 
+    def wind_down(self, why: P2PGridError) -> None:
+        """Start no further unit: the one that runs ends and is reported, then ``run`` raises ``why``, unless it was the last."""
+        self._winding_down = why
+        if self._process is not None and self._has_units:
+            self._process.ask_to_stop()
+        else:
+            self.stop(why)
+
     async def run(self) -> None:
-        """Report every unit. Raises what ``stop`` was given, or what stands in the way of starting any process."""
+        """Report every unit. Raises what ``stop`` or ``wind_down`` was given, or what stands in the way of starting any process."""
         while self._position < len(self._raws):
             verdict = self._blamed.pop(self._position, None)
             if verdict is not None:
                 self._report(1, verdict)
                 continue
             self._check_stopped()
+            if self._winding_down is not None:
+                raise self._winding_down
             end = min((place for place in self._blamed if place > self._position), default=len(self._raws))
             await self._segment(end)
 
@@ -107,7 +120,7 @@ class BatchRun:
                 culprit = self._culprit(process, end)  # Asked before the process is ended.
                 self._blamed[culprit] = await self._told(process, trouble)
         finally:
-            self._process = None
+            self._process, self._has_units = None, False
             if whole:
                 self._release(process)
             else:
@@ -146,10 +159,13 @@ class BatchRun:
         process.sequence += 1
         process.reset_progress()
         process.link.send(self._run_frame(process.sequence, end))
+        self._has_units = True
         watch = _Watch(task, end + task.first, asyncio.get_running_loop().time())
         try:
             while self._position < end:
                 reply = await self._next_watched(process, watch)
+                if self._winding_down is not None and isinstance(reply, frames.Stopped) and reply.sequence == process.sequence:
+                    raise self._winding_down
                 if not isinstance(reply, frames.Done):
                     return _Trouble(Outcome.DIED, "broke its protocol: it answered out of turn")
                 chunk = self._checked(process, reply, end, watch)

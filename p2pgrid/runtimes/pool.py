@@ -62,8 +62,24 @@ class WorkerPool:
             # Once here, so that the bytecode is cached: worker processes must not write where the code lies.
             importlib.import_module(f"p2pgrid.runtimes.worker.{name}")
 
+    def wind_down(self) -> None:
+        """Start no unit any more: what waits raises at once, what runs behind the unit it is at, which is reported. Nothing new is taken.
+
+        They raise TryAgainError (drained).
+        """
+        self._open = False
+        why = TryAgainError("the node takes no more work", reason=Reason.DRAINED)
+        self._slots.refuse(why, lambda task: True)
+        for run in self._runs:
+            run.wind_down(why)
+
     async def close(self) -> None:
-        """End all runs and processes. Bounded by the time-outs of the policy; nothing is left behind."""
+        """As :meth:`stop`, and nothing is left behind on the disk."""
+        await self.stop()
+        await run_surely(self._offload, empty_folder, str(self._folder / "results"))
+
+    async def stop(self) -> None:
+        """End all runs and processes, at once. Bounded by the time-outs of the policy. Files that units returned stay."""
         self._open = False
         why = TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
         self._slots.refuse(why, lambda task: True)
@@ -77,7 +93,6 @@ class WorkerPool:
             await self._finished.wait()
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
-        await run_surely(self._offload, empty_folder, str(self._folder / "results"))
 
     async def run(self, task: BatchTask, on_results: OnResults) -> None:
         """Run a batch. ``on_results`` is called with every unit exactly once, in order, from the event loop.
@@ -100,6 +115,8 @@ class WorkerPool:
         await self._slots.take(task)
         self._runs[run] = None
         try:
+            if not self._open:  # It was closed at the moment the slot came.
+                raise TryAgainError("the worker pool is not running", reason=Reason.SHUTDOWN)
             await run.run()
         finally:
             self._runs.pop(run, None)

@@ -187,6 +187,10 @@ class WorkerProcess:
         """Before a batch: no unit runs yet."""
         os.pwrite(self._progress_number, frames.PROGRESS.pack(frames.IDLE, 0.0), 0)
 
+    def ask_to_stop(self) -> None:
+        """Have it start no further unit. It cannot be taken back: the process is good for nothing else."""
+        os.pwrite(self._progress_number, b"\1", frames.STOP_AT)
+
     def kill(self) -> None:
         """SIGKILL to the group and to all else in its session. Harmless when it is gone."""
         process = self._process
@@ -280,7 +284,7 @@ def _shared_file(folder: Path) -> int:
     else:
         number, name = tempfile.mkstemp(dir=folder)
         os.unlink(name)
-    os.pwrite(number, frames.PROGRESS.pack(frames.IDLE, 0.0), 0)
+    os.pwrite(number, frames.PROGRESS.pack(frames.IDLE, 0.0) + bytes(1), 0)
     return number
 
 

@@ -146,5 +146,11 @@ class Workers(Protocol):
     async def cancel(self, job: bytes) -> None:
         """Stop everything of a job."""
 
+    def wind_down(self) -> None:
+        """Take nothing more and start no further unit: the units that run end and are reported, what is left raises ``drained``."""
+
+    async def stop(self) -> None:
+        """End everything that runs, at once. Files that units returned stay until ``close``."""
+
     async def close(self) -> None:
         """End all. Bounded in time."""

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blake3 import blake3
 
@@ -36,11 +36,11 @@ STATEMENTS: dict[int, type[Statement]] = {
     kinds.SETTLED: Settled,
 }
 KEEPER_SETS_MAX = 4096
-"""A submitter that names new keepers more often than this is no longer heard."""
+"""A job whose keepers change more often than this is no longer heard."""
 
 
 class KeptJob:
-    """A job this node keeps for its lead, or read from somebody who does."""
+    """A job whose log is on this disk: led here, kept for others, or read from somebody who has it."""
 
     def __init__(self, job: Signed[Job], file: JobFile) -> None:
         self.job = job
@@ -51,45 +51,78 @@ class KeptJob:
         self.payloads_due: set[bytes] = set()
         """Digests of payloads whose receipts are here."""
         self.payloads = Payloads()
-        self.batches: set[bytes] = set()
-        self.keeper_sets: set[bytes] = set()
-        self.manifest = {reference.blob for reference in job.body.manifest}
+        self.batch_at: dict[int, int] = {}
+        """Where in the log each batch of the manifest is."""
+        self.manifest: dict[bytes, list[int]] = {}
+        for number, reference in enumerate(job.body.manifest):
+            self.manifest.setdefault(reference.blob, []).append(number)
         self.lock = asyncio.Lock()
         self.role = "kept"
+        """``led``, ``kept`` for its lead, or ``read``."""
+        self.led = False
+        """Whether this node leads it now."""
         self.sender = b""
         """Who brought it, as far as that is known since the start."""
         self.used_s = 0.0
-        self._borne_out = False
+        self.heard_s = 0.0
+        """When its lead was last known to lead it."""
+        self.stopped = ""
+        """Why it was broken off here."""
+        self.watchers: dict[object, Callable[[], None]] = {}
+        """Told whenever something was decided, or the state changed."""
+        self._checked: tuple[int, int, int] = (0, 0, -1)
+        self._root = b""
 
     @property
     def state(self) -> str:
-        """How far the job is, as far as this log tells: ``incomplete`` if it lacks, or contradicts, what was settled."""
+        """How far the job is, as far as this log tells.
+
+        ``incomplete`` if it lacks, or contradicts, what was settled; ``stopped`` if this node could not go on with it.
+        """
         ledger = self.ledger
+        if ledger.settled is not None and self._bears_out(ledger.settled.body):
+            return "failed" if ledger.settled.body.failed else "done"
         if ledger.cancelled:
             return "cancelled"
-        if ledger.settled is None:
-            return "running"
-        if not self._bears_out(ledger.settled.body):
+        if ledger.settled is not None:
             return "incomplete"
-        return "failed" if ledger.settled.body.failed else "done"
+        if any(self._bears_out(settled.body) for settled in ledger.provisional.values()):
+            return "failed" if ledger.failed else "done"
+        return "stopped" if self.stopped else "running"
 
     @property
     def ended(self) -> bool:
         """Whether nothing is missing that anybody else could have."""
         return self.state not in ("running", "incomplete")
 
+    @property
+    def whole(self) -> bool:
+        """Whether all its batches are here: without them nobody can lead it."""
+        return len(self.batch_at) == len(self.job.body.manifest)
+
     def _bears_out(self, settled: Settled) -> bool:
-        """Whether what is decided here is what the submitter settled. A keeper that holds something back is noticed so."""
+        """Whether what is decided here is what was settled. A keeper that holds something back is noticed so."""
         ledger = self.ledger
-        if not self._borne_out and (ledger.done, ledger.failed) == (settled.done, settled.failed):
-            self._borne_out = root_of(ledger, range(ledger.layout.batches)) == settled.root
-        return self._borne_out
+        if (ledger.done, ledger.failed) != (settled.done, settled.failed):
+            return False
+        counts = ledger.done, ledger.failed, len(ledger.decisions)
+        if self._checked != counts:
+            self._checked, self._root = counts, root_of(ledger, range(ledger.layout.batches))
+        return self._root == settled.root
 
     def note(self, records: Sequence[LogRecord], cursors: Sequence[int]) -> None:
-        """Remember where each payload lies in the log."""
+        """Remember where each payload and batch lies in the log."""
         for record, cursor in zip(records, cursors, strict=True):
             if record.kind == kinds.PAYLOAD:
                 self.payload_at[blake3(record.data).digest()] = cursor
+            elif record.kind == kinds.BATCH:
+                for number in self.manifest.get(blob_id_of(record.data), ()):
+                    self.batch_at[number] = cursor
+
+    def tell_watchers(self) -> None:
+        """Something was decided, or the state changed."""
+        for watcher in list(self.watchers.values()):
+            watcher()
 
 
 def absorb(kept: KeptJob, records: Sequence[LogRecord], grid: GridId, now_ms: int | None) -> tuple[list[LogRecord], P2PGridError | None]:
@@ -123,11 +156,9 @@ def merge(kept: KeptJob, record: LogRecord, grid: GridId, now_ms: int | None) ->
         return False
     statement = open_envelope(record.data, kind, grid, now_ms)
     body = statement.body
-    if isinstance(body, KeeperSet) and len(kept.keeper_sets) >= KEEPER_SETS_MAX:
+    if isinstance(body, KeeperSet) and len(kept.ledger.lineage.sets) >= KEEPER_SETS_MAX:
         raise RefusedError("the keepers of the job were named too often", reason=Reason.BUSY)
     new = kept.ledger.add(statement)
-    if isinstance(body, KeeperSet):
-        kept.keeper_sets.add(statement.id)
     if new and isinstance(body, Receipt) and body.payload not in kept.payload_at:
         kept.payloads_due.add(body.payload)
     return new
@@ -135,14 +166,16 @@ def merge(kept: KeptJob, record: LogRecord, grid: GridId, now_ms: int | None) ->
 
 def _known(kept: KeptJob, statement: bytes) -> bool:
     ledger = kept.ledger
-    return statement in ledger.receipts or statement in ledger.grants or statement in ledger.decisions or statement in kept.keeper_sets
+    return statement in ledger.receipts or statement in ledger.grants or statement in ledger.decisions or statement in ledger.lineage.sets
 
 
 def _merge_batch(kept: KeptJob, content: bytes) -> bool:
-    blob = blob_id_of(content)
-    if blob not in kept.manifest or blob in kept.batches:
+    numbers = kept.manifest.get(blob_id_of(content), ())
+    if not numbers or numbers[0] in kept.batch_at:
         return False
-    kept.batches.add(blob)
+    # Its place in the log is noted when it is written; until then this keeps a second copy out.
+    for number in numbers:
+        kept.batch_at[number] = kept.file.end
     return True
 
 

@@ -1,4 +1,4 @@
-"""From results to acknowledged receipts: gathered, signed once a batch, delivered until somebody has them on disk.
+"""From results to receipts: gathered, signed once a batch, handed to the outboxes (:mod:`p2pgrid.services.outbox`).
 
 Results of one lease are gathered for a tenth of a second or 1,024 units, or until its last task ends. Large results
 and files are stored on several nodes before their receipt is signed.
@@ -7,10 +7,10 @@ and files are stored on several nodes before their receipt is signed.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -18,44 +18,22 @@ from blake3 import blake3
 from p2pgrid.core.checks import HOLDERS_MAX
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.blob import blob_id_of
-from p2pgrid.model.ids import NodeKey, short
-from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import OK, RAISED, Receipt, ResultFile, UnitRange
 from p2pgrid.runtimes.tasks import BatchChunk, FileOutput, Outcome
 from p2pgrid.services.context import Context
+from p2pgrid.services.outbox import Outboxes, Source
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.results import NIL, Failure, digest_of, value_digest
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import seal
-from p2pgrid.wire.messages import Delivered, Delivery, DeliveryReply, Payload
+from p2pgrid.wire.messages import Delivered, Payload
 
 GATHER_S = 0.1
 GATHER_UNITS = 1024
 GATHER_BYTES = 2 << 20
-DELIVERY_BYTES = 4 << 20
-DELIVERY_ITEMS_MAX = 256
-"""Receipts in one message: each costs its receiver a signature to check."""
-OUTBOX_BYTES = 64 << 20
-DELIVER_S = 30.0
-BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0)
-GIVE_UP_AFTER_S = 120.0
-
-
-class Source(NamedTuple):
-    """Where results go: the lead that granted the lease, else the keepers."""
-
-    job: bytes
-    lead: NodeKey
-    grant: bytes
-    keepers: tuple[bytes, ...]
-    body: Job
-
-    @property
-    def outbox(self) -> tuple[bytes, NodeKey]:
-        return self.job, self.lead
 
 
 @dataclass
@@ -70,17 +48,7 @@ class _Gathered:
     holders: set[bytes] = field(default_factory=set)
     cpu_us: int = 0
     size_bytes: int = 0
-    storing: int = 0
-    """Chunks whose blobs are still being stored."""
     due: asyncio.TimerHandle | None = None
-
-
-@dataclass
-class _Outbox:
-    items: list[Delivered] = field(default_factory=list)
-    sending: bool = False
-    dropped: bool = False
-    """Its items were given up, and their bytes are counted no more."""
 
 
 class Delivering:
@@ -92,27 +60,38 @@ class Delivering:
         self._storing = storing
         self._tasks = Tasks("delivering")
         self._gathered: dict[bytes, tuple[Source, _Gathered]] = {}
-        self._outboxes: dict[tuple[bytes, NodeKey], _Outbox] = {}
-        self._unsent_bytes = 0
-        self._room = asyncio.Event()
+        self._being_stored: Counter[bytes] = Counter()
+        """Chunks of each lease whose blobs are still being stored."""
+        self.outboxes = Outboxes(context, peers)
 
-    @property
-    def congested(self) -> bool:
-        """Too much is waiting to be acknowledged: no more work is taken until it is gone."""
-        return self._unsent_bytes > OUTBOX_BYTES
+    def owes(self, grant: bytes) -> bool:
+        """Whether results under a lease are gathered, stored or delivered here."""
+        return grant in self._gathered or self._being_stored[grant] > 0 or self.outboxes.owes(grant)
 
-    async def room(self) -> None:
-        """Wait until less is waiting, at most as long as leads are waited for."""
+    def grants(self, job: bytes) -> list[bytes]:
+        """Leases of a job whose results are gathered, stored or delivered here."""
+        gathered = [grant for grant, (source, _) in self._gathered.items() if source.job == job]
+        return [*gathered, *self._being_stored, *self.outboxes.grants(job)]
+
+    async def settled(self, grant: bytes, timeout_s: float) -> bool:
+        """Wait until all results under a lease were answered or given up; whether that came in time."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(GIVE_UP_AFTER_S):
-                while self.congested:
-                    self._room.clear()
-                    await self._room.wait()
+            async with asyncio.timeout(timeout_s):
+                while self.owes(grant):
+                    await self.outboxes.changed()
+        return not self.owes(grant)
 
-    def _count(self, size_bytes: int) -> None:
-        self._unsent_bytes += size_bytes
-        if not self.congested:
-            self._room.set()
+    async def finished(self, timeout_s: float) -> bool:
+        """Sign what is gathered, and wait until nothing is left; whether that came in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    for source, _ in list(self._gathered.values()):
+                        self.flush(source)
+                    if not self._being_stored and not len(self.outboxes):
+                        return True
+                    await self.outboxes.changed()
+        return False
 
     # -- gathering ------------------------------------------------------------------
 
@@ -120,13 +99,12 @@ class Delivering:
         """Results of consecutive units. Those that are blobs are stored first, beside the next units' run."""
         inline_max = self._context.limits.result_inline_bytes
         if chunk.files or any(len(memoryview(payload)) > inline_max for payload in chunk.payloads):
-            gathered = self._open(source)
-            gathered.storing += 1
             size_bytes = sum(len(memoryview(payload)) for payload in chunk.payloads)
-            self._count(size_bytes)
-            task = self._tasks.spawn(self._store(source, gathered, unit_range, chunk), "store")
+            self._being_stored[source.grant] += 1
+            self.outboxes.count(size_bytes)
+            task = self._tasks.spawn(self._store(source, unit_range, chunk), "store")
             if task is not None:
-                task.add_done_callback(lambda done: self._count(-size_bytes))
+                task.add_done_callback(lambda done: self._stored(source, size_bytes))
             return
         self._put(source, unit_range, _answered(chunk.outcomes), list(chunk.payloads), chunk.run_us)
 
@@ -169,7 +147,12 @@ class Delivering:
             gathered.due = asyncio.get_running_loop().call_later(GATHER_S, self.flush, source)
         return gathered
 
-    async def _store(self, source: Source, opened: _Gathered, unit_range: UnitRange, chunk: BatchChunk) -> None:
+    def _stored(self, source: Source, size_bytes: int) -> None:
+        self._being_stored[source.grant] -= 1
+        self._being_stored += Counter()
+        self.outboxes.count(-size_bytes)
+
+    async def _store(self, source: Source, unit_range: UnitRange, chunk: BatchChunk) -> None:
         """Store results that do not fit into a receipt, on as many nodes as the job asks for."""
         inline_max = self._context.limits.result_inline_bytes
         outcomes = bytearray(_answered(chunk.outcomes))
@@ -177,7 +160,7 @@ class Delivering:
         digests = [digest_of(outcome, raw) for outcome, raw in zip(outcomes, values, strict=True)]
         holders: set[bytes] = set()
         files: list[ResultFile] = []
-        prefer = (source.lead, *source.keepers)
+        prefer = source.known.places(source.lead)
         body = source.body
         for index, raw in enumerate(values):
             if len(raw) > inline_max and outcomes[index] == OK:
@@ -192,7 +175,6 @@ class Delivering:
                 files.append(await self._take_file(source, output, index, prefer, holders))
             except P2PGridError as error:
                 self._failed(outcomes, values, digests, index, error)
-        opened.storing -= 1
         gathered = self._open(source)
         base = len(gathered.outcomes)
         gathered.holders |= holders
@@ -224,11 +206,9 @@ class Delivering:
         if gathered.due is not None:
             gathered.due.cancel()
             gathered.due = None
-        if not gathered.outcomes:
-            if not gathered.storing:
-                del self._gathered[source.grant]
-            return
         del self._gathered[source.grant]
+        if not gathered.outcomes:
+            return
         payload = encode(Payload([value if isinstance(value, msgspec.Raw) else msgspec.Raw(value) for value in gathered.values]))
         statement = Receipt(
             expires_ms=source.body.expires_ms,
@@ -243,56 +223,11 @@ class Delivering:
             files=tuple(gathered.files),
         )
         receipt = seal(statement, self._context.key, self._context.grid.id)
-        outbox = self._outboxes.setdefault(source.outbox, _Outbox())
-        outbox.items.append(Delivered(receipt.raw, payload))
-        self._count(len(receipt.raw) + len(payload))
-        if not outbox.sending:
-            outbox.sending = True
-            self._tasks.spawn(self._send(source.outbox, outbox), "send")
-
-    async def _send(self, where: tuple[bytes, NodeKey], outbox: _Outbox) -> None:
-        """Deliver in order until the outbox is empty. A lead that stays away for two minutes is given up."""
-        job, lead = where
-        failing_since = 0.0
-        attempt = 0
-        while outbox.items:
-            taken = _first(outbox.items)
-            try:
-                reply = await self._peers.call(lead, "job.deliver", Delivery(job, tuple(taken)), DeliveryReply, timeout_s=DELIVER_S)
-            except P2PGridError as error:
-                now = self._context.clock()
-                failing_since = failing_since or now
-                if not error.retryable or now - failing_since > GIVE_UP_AFTER_S:
-                    self._context.tell(error.reason, f"results of job {short(job)} were not taken: {error}")
-                    self._drop(where, outbox)
-                    return
-                await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
-                attempt += 1
-                continue
-            if outbox.dropped:
-                return
-            failing_since, attempt = 0.0, 0
-            for reason in reply.refused:
-                if reason:
-                    self._context.tell(reason, f"a receipt of job {short(job)} was refused")
-            del outbox.items[: len(taken)]
-            self._count(-sum(len(item.receipt) + len(item.payload) for item in taken))
-        self._forget(where, outbox)
-
-    def _drop(self, where: tuple[bytes, NodeKey], outbox: _Outbox) -> None:
-        self._count(-sum(len(item.receipt) + len(item.payload) for item in outbox.items))
-        outbox.items.clear()
-        outbox.dropped = True
-        self._forget(where, outbox)
-
-    def _forget(self, where: tuple[bytes, NodeKey], outbox: _Outbox) -> None:
-        if self._outboxes.get(where) is outbox:
-            del self._outboxes[where]
+        self.outboxes.put(source, Delivered(receipt.raw, payload))
 
     def drop(self, job: bytes) -> None:
         """Forget everything about a job that was cancelled."""
-        for where, outbox in [(where, outbox) for where, outbox in self._outboxes.items() if where[0] == job]:
-            self._drop(where, outbox)
+        self.outboxes.drop(job)
         for grant, (source, gathered) in list(self._gathered.items()):
             if source.job == job:
                 if gathered.due is not None:
@@ -305,20 +240,9 @@ class Delivering:
                 gathered.due.cancel()
         self._gathered.clear()
         await self._tasks.close()
+        await self.outboxes.close()
 
 
 def _answered(outcomes: bytes) -> bytes:
     """A value that cannot travel is an answer of the unit's code, like an exception."""
     return outcomes.replace(bytes([Outcome.UNENCODABLE]), bytes([RAISED]))
-
-
-def _first(items: list[Delivered]) -> list[Delivered]:
-    """As many items as fit into one delivery, at least one."""
-    taken: list[Delivered] = []
-    total = 0
-    for item in items:
-        total += len(item.receipt) + len(item.payload)
-        if taken and (total > DELIVERY_BYTES or len(taken) >= DELIVERY_ITEMS_MAX):
-            break
-        taken.append(item)
-    return taken

@@ -17,8 +17,7 @@ from p2pgrid.wire.envelope import Signed
 from p2pgrid.wire.messages import Payload
 
 if TYPE_CHECKING:
-    from p2pgrid.services.keeping import JobView
-    from p2pgrid.services.ledjob import LedJob
+    from p2pgrid.services.absorbing import KeptJob
     from p2pgrid.services.storing import Storing
 
 GetBatch = Callable[[int], Awaitable[bytes]]
@@ -43,7 +42,7 @@ class Deriving:
             blobs.update((use.blob, None) for use in batch.blobs if use.blob not in inside)
         return list(blobs)
 
-    async def payload(self, view: JobView, receipt: Signed[Receipt]) -> Payload:
+    async def payload(self, view: KeptJob, receipt: Signed[Receipt]) -> Payload:
         """The payload of a receipt, from memory or from the log. Raises IntegrityError when it is not there, or another."""
         digest = receipt.body.payload
         known = view.payloads.get(digest)
@@ -57,15 +56,15 @@ class Deriving:
             view.payloads.put(digest, known, len(record.data))
         return known
 
-    async def values(self, view: JobView, span: Span) -> list[UnitValue]:
+    async def values(self, view: KeptJob, span: Span) -> list[UnitValue]:
         """The values of a decided span."""
         if span.receipt is None:
             raise TryAgainError("the unit is not decided yet", reason=Reason.BUSY)
         return values_of(span, await self.payload(view, span.receipt))
 
-    async def content(self, led: LedJob, number: int) -> bytes:
+    async def content(self, kept: KeptJob, number: int) -> bytes:
         """The encoded content of a derived batch: one unit, the list of the results it takes."""
-        layout = led.ledger.layout
+        layout = kept.ledger.layout
         below = layout.level_of(number) - 1
         parts: list[bytes] = []
         rows: list[BlobRow] = []
@@ -74,20 +73,20 @@ class Deriving:
         while position < wanted.stop:
             batch, index = layout.locate(below, position)
             count = min(layout.batch_units[batch] - index, wanted.stop - position)
-            for span in spans(led.ledger, batch, index, count):
-                await self._take(led, span, parts, rows)
+            for span in spans(kept.ledger, batch, index, count):
+                await self._take(kept, span, parts, rows)
             position += count
-        after_reduce = layout.kind_of(number) == FINISH and led.job.body.derive.reduce
+        after_reduce = layout.kind_of(number) == FINISH and kept.job.body.derive.reduce
         whole = parts[0] if after_reduce else array_of(parts)
         if len(whole) > self._context.limits.input_inline_bytes:
-            blob = await self._storing.keep_bytes(whole, led.job.body.expires_ms, led.job.body.replicas, self._keepers(led))
+            blob = await self._storing.keep_bytes(whole, kept.job.body.expires_ms, kept.job.body.replicas, self._keepers(kept))
             rows.append((0, VALUE, blob, len(whole)))
             whole = blob_value(blob)
         return encode_batch([whole], rows)
 
-    async def _take(self, led: LedJob, span: Span, parts: list[bytes], rows: list[BlobRow]) -> None:
+    async def _take(self, kept: KeptJob, span: Span, parts: list[bytes], rows: list[BlobRow]) -> None:
         assert span.receipt is not None
-        for value in await self.values(led, span):
+        for value in await self.values(kept, span):
             if value.raw:
                 parts.append(value.raw)
             else:
@@ -97,5 +96,5 @@ class Deriving:
         rows.extend((0, FILE, file.blob, file.size_bytes) for file in span.receipt.body.files if file.unit in inside)
 
     @staticmethod
-    def _keepers(led: LedJob) -> tuple[bytes, ...]:
-        return led.ledger.keepers.body.keepers if led.ledger.keepers else ()
+    def _keepers(kept: KeptJob) -> tuple[bytes, ...]:
+        return kept.ledger.keepers.body.keepers if kept.ledger.keepers else ()

@@ -6,7 +6,6 @@ A holder is believed only what its bytes prove: one that lies, stalls or leaves 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 
@@ -15,21 +14,20 @@ from p2pgrid.dht.server import GridServer
 from p2pgrid.errors import MalformedError, P2PGridError, RefusedError, RemoteError, TryAgainError, UnreachableError
 from p2pgrid.model.blob import check_root, decode_root
 from p2pgrid.model.ids import DIGEST_BYTES, BlobId, NodeKey, dht_id_of_blob, short
-from p2pgrid.model.limits import MIB
 from p2pgrid.model.reasons import Reason
-from p2pgrid.net.bulk import read_exactly
+from p2pgrid.services.chunks import STALL_S, Run, runs_of, take_chunks
 from p2pgrid.services.context import Context
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.writers import Writers
 from p2pgrid.store.uploads import ChunkWriter
 from p2pgrid.wire.messages import BlobInfo, BlobRead, BlobRequest
 
-CHUNK_HEAD = struct.Struct(">II")
-"""Number of the chunk, its size in bytes."""
 CHUNKS_PER_READ = 16
 FETCH_SOURCES_MAX = 4
-STALL_S = 30.0
-"""A transfer without a chunk for this long is given up."""
+RUNS_PER_HOLDER = 2
+"""While one run comes the next one is asked for already."""
+PATIENCE_S = 2.0
+"""At the end, a holder without anything to do is asked for what another has not sent for this long."""
 
 
 class Fetching:
@@ -111,43 +109,103 @@ class Fetching:
             return []
 
     async def _fetch_chunks(self, blob: BlobId, writer: ChunkWriter, holders: list[NodeKey]) -> None:
-        """Each holder serves runs of chunks from one queue; what one fails to serve, those that did not fail serve."""
+        """Ask for what is missing until nothing is, or no holder is left that has not failed."""
         good = list(holders)
         error: P2PGridError = UnreachableError(f"blob {short(blob)} did not arrive whole", reason=Reason.NO_BLOB)
-
-        async def serve(holder: NodeKey) -> None:
-            nonlocal error
-            while runs:
-                first, count = runs.popleft()
-                try:
-                    await self._fetch_run(holder, blob, writer, first, count)
-                except (RefusedError, TryAgainError, UnreachableError, RemoteError) as failure:
-                    runs.appendleft((first, count))
-                    good.remove(holder)
-                    error = failure
-                    return
-
-        while good and (runs := deque(_runs(await self._context.offload.run(writer.missing)))):
-            await asyncio.gather(*(serve(holder) for holder in good[:FETCH_SOURCES_MAX]))
+        while good and (missing := await self._context.offload.run(writer.missing)):
+            part = _Part(self, blob, writer, runs_of(missing, CHUNKS_PER_READ), good)
+            await part.fetch()
+            error = part.error or error
         if await self._context.offload.run(writer.missing):
             raise error
 
-    async def _fetch_run(self, holder: NodeKey, blob: BlobId, writer: ChunkWriter, first: int, count: int) -> None:
+    async def fetch_run(self, holder: NodeKey, blob: BlobId, writer: ChunkWriter, run: Run) -> None:
+        """Fetch consecutive chunks from one holder. Raises UnreachableError, TryAgainError, RemoteError, RefusedError."""
+        offload = self._context.offload
         session = await self._peers.session(holder)
-        stream = await session.open_stream("blob.read", BlobRead(blob, first, count))
+        stream = await session.open_stream("blob.read", BlobRead(blob, *run))
         try:
             stream.finish()
-            for due in range(first, first + count):
-                async with asyncio.timeout(STALL_S):
-                    index, size_bytes = CHUNK_HEAD.unpack(await read_exactly(stream, CHUNK_HEAD.size))
-                    if size_bytes > MIB or index != due:
-                        raise MalformedError("a chunk nobody asked for", reason=Reason.MALFORMED)
-                    data = await read_exactly(stream, size_bytes)
-                await self._context.offload.run(writer.write_chunk, index, data)
+            await take_chunks(stream, [run], lambda chunks: offload.run(writer.write_chunks, chunks), STALL_S)
         except TimeoutError as error:
             raise UnreachableError(f"{short(holder)} stopped sending", reason=Reason.TIMEOUT) from error
         finally:
             stream.reset(Reason.CLOSED)
+
+
+class _Part:
+    """Runs of chunks that several holders serve from one queue; what one fails to serve, those that did not fail serve."""
+
+    def __init__(self, fetching: Fetching, blob: BlobId, writer: ChunkWriter, runs: Sequence[Run], good: list[NodeKey]) -> None:
+        """``good``: the holders; those that fail are taken out."""
+        self.error: P2PGridError | None = None
+        self._fetching, self._blob, self._writer = fetching, blob, writer
+        self._queue = deque(runs)
+        self._good = good
+        self._under_way: dict[asyncio.Task[None], tuple[NodeKey, Run]] = {}
+        self._too_late: list[asyncio.Task[None]] = []
+        self._twice: set[Run] = set()
+        """Runs that a second holder was asked for at the end."""
+
+    async def fetch(self) -> None:
+        """Until every run came or failed; the rest is the caller's."""
+        try:
+            while self._fill():
+                done, _ = await asyncio.wait(self._under_way, timeout=self._patience_s(), return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in self._under_way if task in done]:
+                    self._ended(task)
+                if not done:
+                    self._ask_others()
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, *self._too_late, return_exceptions=True)
+
+    def _fill(self) -> bool:
+        """Give every holder that is used runs to do. Whether somebody is at work."""
+        for _ in range(RUNS_PER_HOLDER):
+            for holder in self._good[:FETCH_SOURCES_MAX]:
+                if self._queue and self._busy(holder) < RUNS_PER_HOLDER:
+                    self._start(holder, self._queue.popleft())
+        return bool(self._under_way)
+
+    def _busy(self, holder: NodeKey) -> int:
+        return sum(key == holder for key, _ in self._under_way.values())
+
+    def _start(self, holder: NodeKey, run: Run) -> None:
+        task = asyncio.ensure_future(self._fetching.fetch_run(holder, self._blob, self._writer, run))
+        self._under_way[task] = (holder, run)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        holder, run = self._under_way.pop(task)
+        others = [other for other, (_, same) in self._under_way.items() if same == run]
+        failure = task.exception()
+        if failure is None:
+            for other in others:
+                # Who was slower is not bad for that.
+                other.cancel()
+                del self._under_way[other]
+                self._too_late.append(other)
+            return
+        if not isinstance(failure, RefusedError | TryAgainError | UnreachableError | RemoteError):
+            raise failure
+        self.error = failure
+        if holder in self._good:
+            self._good.remove(holder)
+        if not others:
+            self._queue.appendleft(run)
+
+    def _patience_s(self) -> float | None:
+        """When the queue is empty, the others do not wait long for a slow one."""
+        return None if self._queue else PATIENCE_S
+
+    def _ask_others(self) -> None:
+        """Nothing is left to ask for, and nothing came for a while: somebody else is asked for what is under way."""
+        idle = [holder for holder in self._good[: FETCH_SOURCES_MAX + 1] if not self._busy(holder)]
+        for _, run in list(self._under_way.values()):
+            if idle and run not in self._twice:
+                self._twice.add(run)
+                self._start(idle.pop(), run)
 
 
 def _fits(info: BlobInfo, blob: BlobId) -> bool:
@@ -157,14 +215,3 @@ def _fits(info: BlobInfo, blob: BlobId) -> bool:
     except RemoteError:
         return False
     return True
-
-
-def _runs(missing: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of consecutive chunks, at most CHUNKS_PER_READ each."""
-    runs: list[tuple[int, int]] = []
-    for index in missing:
-        if runs and runs[-1][0] + runs[-1][1] == index and runs[-1][1] < CHUNKS_PER_READ:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((index, 1))
-    return runs

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.work import OK, DecisionEntry
-from p2pgrid.services.deriving import Deriving
-from p2pgrid.services.keeping import JobView, KeptJob
+from p2pgrid.services.absorbing import KeptJob
+from p2pgrid.services.leading import Leading
 from p2pgrid.services.ledjob import LedJob
+from p2pgrid.services.reading import Following, Reading
 from p2pgrid.services.results import NIL, NIL_DIGEST, Span, spans
 from p2pgrid.wire.messages import Payload
 from p2pgrid.wire.owner import FollowEvent, JobLine, ResultSpan
@@ -28,21 +28,20 @@ FAILURES_MAX = 100
 """Failures of lower levels that are told in full; all are counted."""
 
 
-def job_line(view: JobView) -> JobLine:
+def job_line(kept: KeptJob) -> JobLine:
     """The summary of a job."""
-    body, ledger = view.job.body, view.ledger
-    disputed = view.lead.disputed if isinstance(view, LedJob) else 0
+    body, ledger = kept.job.body, kept.ledger
     return JobLine(
-        job=view.id,
+        job=kept.id,
         name=body.name,
-        state=view.state if isinstance(view, LedJob | KeptJob) else "",
+        state=kept.state,
         units=ledger.layout.units,
         done=ledger.done,
         failed=ledger.failed,
-        disputed=disputed,
+        disputed=ledger.disputed,
         created_ms=body.created_ms,
         expires_ms=body.expires_ms,
-        role="led" if isinstance(view, LedJob) else view.role if isinstance(view, KeptJob) else "",
+        role="led" if kept.led else kept.role,
         keepers=ledger.keepers.body.keepers if ledger.keepers else (),
         workers=ledger.units_by_worker(),
         conflicts=len(ledger.conflicts),
@@ -50,73 +49,66 @@ def job_line(view: JobView) -> JobLine:
         final=ledger.layout.levels[-1].kind,
         final_first=ledger.layout.number(ledger.layout.levels[-1].first_batch, 0),
         map_units=body.map_units,
+        lead=ledger.keepers.body.lead if ledger.keepers else b"",
     )
 
 
 class Follower:
-    """One reader of one job."""
+    """One reader of one job, whoever leads it."""
 
-    def __init__(self, view: JobView, deriving: Deriving) -> None:
-        self._view = view
-        self._deriving = deriving
-        self._queue: deque[DecisionEntry] = deque()
+    def __init__(self, kept: KeptJob, leading: Leading, reading: Reading) -> None:
+        self._kept = kept
+        self._leading = leading
+        self._reading = reading
+        self._look = Following()
+        self._told = 0
+        """Decisions whose results were told."""
         self._news = asyncio.Event()
-        self._due = view.file.end
-        """Where the log ended when the last decision of the queue was made: what came later is not waited for."""
         self._failures = 0
         self._quiet = 0
-        levels = view.ledger.layout.levels
+        levels = kept.ledger.layout.levels
         self._last_batch = levels[-1].first_batch
 
     async def events(self, *, wait: bool) -> AsyncIterator[FollowEvent]:
         """Until the job has ended, or once if ``wait`` is False."""
-        view = self._view
-        watched = isinstance(view, LedJob)
-        if isinstance(view, LedJob):
-            view.watchers.add(self._on_decided)
+        kept = self._kept
+        kept.watchers[self] = self._news.set
         try:
-            self._queue.extend(_decided(view))
             while True:
                 self._news.clear()
-                ended = not watched or (isinstance(view, LedJob) and view.ended.is_set())
+                ended = kept.ended
                 async for event in self._drain():
                     yield event
                 if ended or not wait:
                     yield self._event((), end=True)
                     return
                 yield self._event(())
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(NEWS_S):
                         await self._news.wait()
-                except TimeoutError:
-                    continue
+                if not kept.led:
+                    await self._reading.catch_up(kept, self._look)
         finally:
-            if isinstance(view, LedJob):
-                view.watchers.discard(self._on_decided)
-
-    def _on_decided(self, entries: Sequence[DecisionEntry]) -> None:
-        self._queue.extend(entries)
-        self._due = self._view.file.end
-        self._news.set()
+            kept.watchers.pop(self, None)
 
     async def _drain(self) -> AsyncIterator[FollowEvent]:
         """What is queued, once it is on disk, in events of a bounded size. What is decided meanwhile waits for the next time."""
-        count = len(self._queue)
-        if not count:
+        decisions = self._kept.ledger.decision_list
+        if self._told == len(decisions):
             return
-        file = self._view.file
+        due, self._told = decisions[self._told :], len(decisions)
+        file = self._kept.file
         with contextlib.suppress(P2PGridError):
-            await file.wait(self._due)
+            await file.wait(file.end)
         found: list[ResultSpan] = []
         size_bytes = 0
-        for _ in range(count):
-            entry = self._queue.popleft()
+        for entry in [entry for decision in due for entry in decision.body.entries]:
             if not self._wanted(entry):
                 continue
-            for span in spans(self._view.ledger, entry.batch, entry.start, entry.units):
+            for span in spans(self._kept.ledger, entry.batch, entry.start, entry.units):
                 if span.receipt is None or not self._on_disk(span.receipt.body.payload):
                     continue
-                columns = self._columns(span, await self._deriving.payload(self._view, span.receipt))
+                columns = self._columns(span, await self._leading.deriving.payload(self._kept, span.receipt))
                 found.append(columns)
                 size_bytes += sum([len(memoryview(value)) for value in columns.values])
                 if size_bytes >= EVENT_BYTES:
@@ -127,8 +119,8 @@ class Follower:
 
     def _on_disk(self, payload: bytes) -> bool:
         """Where the disk failed, memory is ahead of it: what is only there is not shown."""
-        file = self._view.file
-        return file.failed is None or self._view.payload_at.get(payload, file.durable) < file.durable
+        file = self._kept.file
+        return file.failed is None or self._kept.payload_at.get(payload, file.durable) < file.durable
 
     def _wanted(self, entry: DecisionEntry) -> bool:
         if entry.batch >= self._last_batch:
@@ -150,7 +142,7 @@ class Follower:
                 digest = body.digests[at : at + DIGEST_BYTES]
                 if bytes(value) == NIL and digest != NIL_DIGEST:
                     blobs.append((position, digest, (span.receipt.author, *body.holders)))
-        ledger = self._view.ledger
+        ledger = self._kept.ledger
         outcomes = body.outcomes[span.position : stop]
         if ledger.failed:
             # An answer may stand there for a unit whose workers never agreed.
@@ -159,15 +151,16 @@ class Follower:
         return ResultSpan(first, outcomes, list[msgspec.Raw](values), tuple(blobs))
 
     def _event(self, results: tuple[ResultSpan, ...], *, end: bool = False) -> FollowEvent:
-        running = len(self._view.lead.book.leases) if isinstance(self._view, LedJob) else 0
-        note = ""
-        if isinstance(self._view, LedJob):
-            idle = self._view.lead.book.pending and not running
+        kept = self._kept
+        led = self._leading.jobs.get(kept.id)
+        running = len(led.lead.book.leases) if led is not None and kept.led else 0
+        if led is not None and kept.led:
+            idle = led.lead.book.pending and not running
             self._quiet = self._quiet + 1 if idle and not results else 0
-            note = waiting_note(self._view) if self._quiet >= QUIET_LOOKS else self._view.keepers_note
-        elif isinstance(self._view, KeptJob) and self._view.state == "incomplete":
-            note = "results are missing that the submitter settled, and nobody who can be reached has them"
-        return FollowEvent(job_line(self._view), results, running, end, note)
+            note = kept.stopped or (waiting_note(led) if self._quiet >= QUIET_LOOKS else led.keepers_note)
+        else:
+            note = kept.stopped or self._reading.note(kept)
+        return FollowEvent(job_line(kept), results, running, end, note)
 
 
 def waiting_note(led: LedJob) -> str:
@@ -181,7 +174,3 @@ def waiting_note(led: LedJob) -> str:
     if quorum > 1:
         return "waiting: the answers to some units differ, and every node there has given one; is work() deterministic?"
     return "waiting: no node takes the units that are left"
-
-
-def _decided(view: JobView) -> list[DecisionEntry]:
-    return [entry for decision in view.ledger.decisions.values() for entry in decision.body.entries]

@@ -20,6 +20,7 @@ from p2pgrid.wire.envelope import Signed
 
 RETRY_S = 0.5
 CLOSE_S = 2.0
+ROLES = ("led", "kept", "read")
 
 
 def job_row(job: Signed[Job], ledger: Ledger, role: str, state: str) -> JobRow:
@@ -68,13 +69,21 @@ class JobRows:
 
     async def _write_one(self, key: tuple[JobId, str], row: JobRow) -> None:
         try:
-            await self._context.offload.run(self._context.index.put_job, row)
+            await self._context.offload.run(self._replace, row)
         except P2PGridError as error:
             if not error.retryable or error.reason == Reason.SHUTDOWN:
                 self._context.tell(error.reason, f"the index of jobs was not written: {error}")
                 return
             self._due.setdefault(key, row)
             await asyncio.sleep(RETRY_S)
+
+    def _replace(self, row: JobRow) -> None:
+        """A node has one role in a job at a time."""
+        index = self._context.index
+        for role in ROLES:
+            if role != row.role:
+                index.delete_job(row.id, role)
+        index.put_job(row)
 
     async def close(self) -> None:
         """Write what is due, within a bound."""

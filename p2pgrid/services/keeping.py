@@ -1,81 +1,68 @@
-"""Keeping jobs for others, and reading jobs back: from memory, from this disk, or from whoever keeps them.
+"""The jobs whose logs lie on this disk: led here, kept for others, or copied to be read (docs/spec/keeping.md).
 
-1. A job is kept for its lead or another keeper, if its submitter named this node, and there is room. Its log counts
-   as storage lent, like blobs.
+1. A job is kept for its lead or another keeper, if somebody with the right to named this node, and there is room. Its log
+   counts as storage lent, like blobs.
 2. A keeper believes nothing: see :mod:`p2pgrid.services.absorbing`. What it acknowledges is on its disk.
 3. When its disk failed, the job is forgotten and read back before anything more of it is taken: what is in
-   memory is what is on disk (docs/spec/keeping.md).
+   memory is what is on disk.
+4. After a start, jobs that had not ended are read back at once: somebody may have to lead them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 
 from p2pgrid.core.admission import check_job, refuse_keeping
-from p2pgrid.core.ledger import Ledger
+from p2pgrid.core.lineage import Lineage
 from p2pgrid.dht.records import RecordKind
 from p2pgrid.dht.server import GridServer
 from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError, TryAgainError
 from p2pgrid.model import log as kinds
-from p2pgrid.model.ids import DIGEST_BYTES, JobId, NodeKey, StatementId, dht_id_of_job, short
+from p2pgrid.model.ids import DIGEST_BYTES, JobId, StatementId, dht_id_of_job, short
 from p2pgrid.model.job import Job, KeeperSet
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.rpc import Session
 from p2pgrid.services.absorbing import STATEMENTS, KeptJob, absorb, merge
 from p2pgrid.services.context import Context
-from p2pgrid.services.joblog import READ_BYTES, JobFile
+from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.jobrows import JobRows, job_row
-from p2pgrid.services.peers import Peers
-from p2pgrid.services.results import Payloads
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, open_envelope
-from p2pgrid.wire.messages import DeltaRequest, JobReadReply, JobReadRequest, LogRecord, Ok
+from p2pgrid.wire.messages import DeltaReply, DeltaRequest, LogRecord
 
-__all__ = ["STATEMENTS", "JobView", "Keeping", "KeptJob"]
+__all__ = ["STATEMENTS", "Keeping", "KeptJob", "job_id_of"]
 
 CLEAN_S = 60.0
 ANNOUNCE_AFTER_S = 0.5
 ANNOUNCE_APART_S = 30.0
 ENDED_IN_MEMORY_MAX = 64
 IDLE_S = 600.0
-"""A job of which nobody spoke for so long leaves memory."""
+"""A job that was only read, and of which nobody spoke for so long, leaves memory."""
 SLICE = 64
 """Records merged before others get their turn."""
-SETS_LOOKED_AT = 16
+SETS_LOOKED_AT = 512
 """Keeper sets in a job's first delta among which this node looks for its name."""
 LEAD_SHARE = 4
 """One peer may fill a quarter of the jobs kept here."""
-COPY_S = 300.0
-"""How long a job may be copied from its keepers before the reader is told what is here."""
 KEEPS = encode(1)
 """Value of a keeper's record: the author is what it points at. An empty one would withdraw it."""
 KEEPERS_TTL_S = 48 * 3600.0
 
-
-class JobView(Protocol):
-    """What is needed to read a job's results: a led, a kept or a fetched one."""
-
-    job: Signed[Job]
-    id: JobId
-    ledger: Ledger
-    file: JobFile
-    payload_at: dict[bytes, int]
-    payloads: Payloads
+Merged = Callable[[KeptJob, int], None]
+"""Told that others' records were merged into a job; the receipts among them are those from an ordinal on."""
 
 
 class Keeping:
-    """The jobs whose logs are on this disk, but which this node does not lead."""
+    """The logs of jobs on this disk."""
 
-    def __init__(self, context: Context, peers: Peers, dht: GridServer, folder: Path) -> None:
+    def __init__(self, context: Context, dht: GridServer, folder: Path) -> None:
         """``folder``: where the job logs lie, to tell what they take."""
         self._context = context
-        self._peers = peers
         self._dht = dht
         self._folder = folder
         self._tasks = Tasks("keeping")
@@ -84,32 +71,105 @@ class Keeping:
         """Those in memory; the others are read from the disk when they are asked for."""
         self._ids: set[JobId] = set()
         self._log_bytes: dict[JobId, int] = {}
-        self.led: dict[JobId, JobView] = {}
-        """Jobs this node leads; their logs are read in the same way."""
         self._opening: dict[JobId, tuple[asyncio.Lock, int]] = {}
+        self.merged: list[Merged] = []
         context.methods.on("job.delta", DeltaRequest, self._on_delta)
-        context.methods.on("job.read", JobReadRequest, self._on_read)
 
     async def start(self) -> None:
+        """Find what is on the disk. Jobs that the index lost are read from their logs, as are those that had not ended."""
         run = self._context.offload.run
         self._ids = set(await run(self._context.ledgers.jobs))
         self._log_bytes = await run(_log_sizes, self._folder)
+        rows = {row.id: row for row in await run(self._context.index.jobs)}
+        lost = [job for job in sorted(self._ids) if job not in rows]
+        if lost:
+            self._context.tell(Reason.CORRUPT, f"the index lacked {len(lost)} jobs: they are read from their logs")
+        running = [job for job in sorted(self._ids) if job in rows and rows[job].state in ("running", "incomplete", "stopped")]
         self._tasks.spawn(self._clean(), "clean")
+        self._tasks.spawn(self._read_back([*running, *lost]), "read back")
         self._tasks.spawn(self._announce_all(sorted(self._ids)), "announce")
 
     async def close(self) -> None:
         await self._tasks.close()
         await self._rows.close()
 
+    async def _read_back(self, jobs: Sequence[JobId]) -> None:
+        """After a start: jobs that have not ended, and those that the index lost."""
+        for job in jobs:
+            try:
+                kept = await self.here(job)
+            except P2PGridError as error:
+                self._context.tell(error.reason, f"reading job {short(job)} back: {error}")
+                continue
+            if kept is not None:
+                self.index(kept)
+
     @property
     def log_bytes(self) -> int:
         """What the job logs take on this disk."""
         return sum(self._log_bytes.values())
 
+    # -- jobs of this disk -------------------------------------------------------------
+
+    def knows(self, job: JobId) -> bool:
+        """Whether a log of this job is here."""
+        return job in self._ids
+
+    def add(self, kept: KeptJob) -> None:
+        """A job whose log has just been begun here."""
+        self._make_room()
+        self.jobs[kept.id] = kept
+        self._ids.add(kept.id)
+        self._log_bytes[kept.id] = kept.file.end
+        kept.used_s = self._context.clock()
+
+    def drop(self, kept: KeptJob) -> None:
+        """A job whose log was never finished, or whose disk failed, leaves memory."""
+        if self.jobs.get(kept.id) is kept:
+            del self.jobs[kept.id]
+
+    def forget(self, job: JobId) -> None:
+        """Nothing of this job is here any more."""
+        self.jobs.pop(job, None)
+        self._ids.discard(job)
+        self._log_bytes.pop(job, None)
+
+    def index(self, kept: KeptJob) -> None:
+        """Bring the job's row in the index up to date."""
+        self._log_bytes[kept.id] = kept.file.end
+        self._rows.put(job_row(kept.job, kept.ledger, "led" if kept.role == "led" else kept.role, kept.state))
+
+    async def here(self, job: JobId) -> KeptJob | None:
+        """A job from memory or from this disk; None if it is not here."""
+        kept = self.jobs.get(job)
+        if kept is None and job in self._ids:
+            async with self._alone(job):
+                kept = self.jobs.get(job) or await self._load(job)
+        if kept is not None:
+            kept.used_s = self._context.clock()
+        return kept
+
+    async def copy(self, job: JobId, records: Sequence[LogRecord]) -> KeptJob:
+        """Merge records of a job that was asked for here: it is begun if it is new. Raises as :meth:`take`."""
+        kept = self.jobs.get(job)
+        if kept is None:
+            async with self._alone(job):
+                kept = self.jobs.get(job) or await self._load(job) or await self._begin(job, records, None)
+        await self.take(kept, records)
+        return kept
+
+    async def take(self, kept: KeptJob, records: Sequence[LogRecord]) -> bool:
+        """Merge and log records of others; returns whether any was new, when all are on disk. Raises at the first bad one."""
+        async with self._writing(kept):
+            changed = await self._merge(kept, records)
+            if changed:
+                self.index(kept)
+        return changed
+
     # -- keeping -----------------------------------------------------------------------
 
-    async def _on_delta(self, session: Session, request: DeltaRequest) -> Ok:
-        job = _job_id(request.job)
+    async def _on_delta(self, session: Session, request: DeltaRequest) -> DeltaReply:
+        job = job_id_of(request.job)
         kept = self.jobs.get(job)
         if kept is None:
             async with self._alone(job):
@@ -117,11 +177,13 @@ class Keeping:
                 if kept is None:
                     kept = await self._begin(job, request.records, session)
         if kept.role == "kept":
-            self._check_room(request.records)
-        async with self._writing(kept):
-            if await self._take(kept, request.records):
-                self._index(kept)
-        return Ok()
+            self.check_room(request.records)
+        await self.take(kept, request.records)
+        newest = kept.ledger.keepers
+        if newest is None or newest.body.lead == session.peer:
+            kept.heard_s = self._context.clock()
+            return DeltaReply()
+        return DeltaReply(tuple(keepers.raw for keepers in kept.ledger.lineage.chain()))
 
     @asynccontextmanager
     async def _alone(self, job: JobId) -> AsyncIterator[None]:
@@ -148,20 +210,25 @@ class Keeping:
             finally:
                 if kept.file.failed is not None:
                     await kept.file.quiet()
-                    if self.jobs.get(kept.id) is kept:
-                        del self.jobs[kept.id]
+                    self.drop(kept)
 
-    async def _take(self, kept: KeptJob, records: Sequence[LogRecord]) -> bool:
-        """Merge and log records; returns whether any was new, when all are on disk. Raises at the first bad one."""
+    async def _merge(self, kept: KeptJob, records: Sequence[LogRecord]) -> bool:
         context = self._context
         changed = False
+        if kept.file.failed is not None:
+            raise TryAgainError("the log of this job cannot be written", reason=Reason.DISK_FULL)
         await kept.file.calm()
         for start in range(0, len(records), SLICE):
+            first, decided = len(kept.ledger.receipt_list), len(kept.ledger.decision_list)
             fresh, error = absorb(kept, records[start : start + SLICE], context.grid.id, context.wall_ms())
             if fresh:
                 changed = True
                 kept.note(fresh, kept.file.post(fresh))
                 self._log_bytes[kept.id] = kept.file.end
+                for merged in self.merged:
+                    merged(kept, first)
+                if len(kept.ledger.decision_list) > decided or kept.ended:
+                    kept.tell_watchers()
             if error is not None:
                 raise error
             if start + SLICE < len(records):
@@ -169,7 +236,8 @@ class Keeping:
         await kept.file.wait(kept.file.end)
         return changed
 
-    def _check_room(self, records: Sequence[LogRecord]) -> None:
+    def check_room(self, records: Sequence[LogRecord]) -> None:
+        """Raise RefusedError unless there is room for more records of a job kept for others."""
         size_bytes = sum(len(record.data) + FRAME_BYTES for record in records)
         used_bytes = self._context.blobs.usage().used_bytes + self.log_bytes
         if used_bytes + size_bytes > self._context.policy.storage_bytes:
@@ -190,26 +258,25 @@ class Keeping:
         file = JobFile(job, lambda: context.ledgers.log(job), context.log_port)
         kept = KeptJob(signed, file)
         kept.role, kept.sender = ("read", b"") if session is None else ("kept", session.peer)
-        self._make_room()
         file.post([records[0]])
-        self.jobs[job] = kept
-        self._ids.add(job)
-        self._log_bytes[job] = file.end
+        self.add(kept)
+        kept.heard_s = context.clock()
         if session is not None:
             self._tasks.spawn(self._announce(job), "announce")
         return kept
 
     def _check_named(self, job: Signed[Job], records: Sequence[LogRecord], session: Session) -> None:
-        """A job is kept for its lead or another keeper, and only if its submitter named this node."""
+        """A job is kept for its lead or another keeper, and only if who has the right to named this node."""
         context = self._context
         sets = [record for record in records if record.kind == kinds.KEEPERS][:SETS_LOOKED_AT]
+        lineage = Lineage(job)
         if "submit" in session.member.roles:
             for record in sets:
                 named = open_envelope(record.data, KeeperSet, context.grid.id, context.wall_ms())
-                body = named.body
-                ours = named.author == job.author and body.job == job.id and context.me in body.keepers
-                if ours and session.peer in (body.lead, *body.keepers):
-                    return
+                if named.body.job == job.id:
+                    lineage.add(named)
+                    if context.me in named.body.keepers and session.peer in (named.body.lead, *named.body.keepers):
+                        return
         raise RefusedError("this node was not named as a keeper of the job", reason=Reason.BAD_GRANT)
 
     def _check_keeping(self, job: Job, session: Session) -> None:
@@ -241,105 +308,10 @@ class Keeping:
             if job in self._ids:
                 await self._announce(job)
 
-    def _index(self, kept: KeptJob) -> None:
-        self._rows.put(job_row(kept.job, kept.ledger, kept.role, kept.state))
-
-    def forget_led(self, job: JobId) -> None:
-        """A job that was led here has ended long ago: from now on it is read from the disk."""
-        self.led.pop(job, None)
-        self._ids.add(job)
-
-    # -- reading -------------------------------------------------------------------------
-
-    async def _on_read(self, session: Session, request: JobReadRequest) -> JobReadReply:
-        """Raw records, so that nobody can make this node read a whole job back by asking for a line of it."""
-        job = _job_id(request.job)
-        run = self._context.offload.run
-        view = self.led.get(job) or self.jobs.get(job)
-        if view is not None:
-            records, cursor = await run(view.file.read, request.cursor, READ_BYTES)
-            return JobReadReply(tuple(records), cursor, cursor >= view.file.durable)
-        if job not in self._ids:
-            raise RefusedError("the job is not kept here", reason=Reason.UNKNOWN_JOB)
-        log = await run(self._context.ledgers.log, job)
-        found, cursor = await run(log.read, request.cursor, READ_BYTES)
-        return JobReadReply(tuple([LogRecord(kind, data) for kind, data in found]), cursor, cursor >= log.end)
-
-    async def view(self, job: JobId) -> JobView:
-        """A job to read from: led here, kept here, on this disk, or copied from its keepers now.
-
-        Raises RefusedError (unknown-job) when nobody who can be reached has it.
-        """
-        led = self.led.get(job)
-        if led is not None:
-            return led
-        kept = await self._here(job)
-        if kept is not None and kept.ended:
-            return kept
-        try:
-            async with asyncio.timeout(COPY_S):
-                kept = await self._copy_from_any(job, kept)
-        except TimeoutError:
-            self._context.tell(Reason.TIMEOUT, f"reading job {short(job)} took too long")
-        kept = self.jobs.get(job, kept)
-        if kept is None:
-            raise RefusedError(f"nobody who can be reached knows job {short(job)}", reason=Reason.UNKNOWN_JOB, hint="check the id")
-        return kept
-
-    async def _here(self, job: JobId) -> KeptJob | None:
-        kept = self.jobs.get(job)
-        if kept is None and job in self._ids:
-            async with self._alone(job):
-                kept = self.jobs.get(job) or await self._load(job)
-        if kept is not None:
-            kept.used_s = self._context.clock()
-        return kept
-
-    async def _copy_from_any(self, job: JobId, kept: KeptJob | None) -> KeptJob | None:
-        for keeper in await self._keepers(job, kept):
-            try:
-                kept = await self._copy(job, keeper)
-            except P2PGridError as error:
-                self._context.tell(error.reason, f"reading job {short(job)} from {short(keeper)}: {error}")
-                continue
-            if kept.ended:
-                break
-        return kept
-
-    async def _keepers(self, job: JobId, kept: KeptJob | None) -> list[NodeKey]:
-        named = kept.ledger.keepers.body if kept is not None and kept.ledger.keepers else None
-        found = [named.lead, *named.keepers] if named else []
-        with suppress(P2PGridError):
-            found += [record.author for record in await self._dht.get(dht_id_of_job(job), RecordKind.JOB_KEEPERS)]
-        found += list(self._peers.live())
-        return [NodeKey(key) for key in dict.fromkeys(found) if key != self._context.me]
-
-    async def _copy(self, job: JobId, keeper: NodeKey) -> KeptJob:
-        """Copy what a keeper has of a job into this node's own log of it.
-
-        What it sends is either new, and then this log grows, or here already: more than that is no log.
-        """
-        cursor = sent_bytes = 0
-        while True:
-            reply = await self._peers.call(keeper, "job.read", JobReadRequest(job, cursor), JobReadReply)
-            kept = self.jobs.get(job)
-            if kept is None:
-                async with self._alone(job):
-                    kept = self.jobs.get(job) or await self._load(job) or await self._begin(job, reply.records, None)
-            async with self._writing(kept):
-                await self._take(kept, reply.records)
-            sent_bytes += sum(len(record.data) for record in reply.records)
-            if sent_bytes > kept.file.end + READ_BYTES:
-                raise MalformedError("a log of a job that is longer than all it says", reason=Reason.MALFORMED)
-            if reply.end or reply.cursor <= cursor or not reply.records:
-                self._index(kept)
-                return kept
-            cursor = reply.cursor
-
     async def _load(self, job: JobId) -> KeptJob | None:
         """Read a job's log from this disk, as after a restart. What does not hold any more is passed over."""
         context = self._context
-        if job in self.led or job not in self._ids:
+        if job not in self._ids:
             return None
         await context.offload.run(context.ledgers.open, job)
         file = JobFile(job, await context.offload.run(context.ledgers.log, job), context.log_port)
@@ -355,9 +327,12 @@ class Keeping:
             kept = await self._restore(kept, file, records, cursor)
             cursor = behind
         if kept is not None:
-            kept.used_s = context.clock()
-            self._make_room()
-            self.jobs[job] = kept
+            newest = kept.ledger.keepers
+            kept.role = "kept" if kept.ledger.lineage.names(context.me) else "read"
+            if newest is not None and newest.body.lead == context.me:
+                kept.role = "led"
+            kept.heard_s = context.clock()
+            self.add(kept)
         return kept
 
     async def _restore(self, kept: KeptJob | None, file: JobFile, records: Sequence[LogRecord], cursor: int) -> KeptJob | None:
@@ -376,11 +351,11 @@ class Keeping:
         return kept
 
     def _make_room(self) -> None:
-        """Jobs that have ended need not stay in memory, nor those of which nobody speaks: they are on disk."""
+        """Jobs that have ended need not stay in memory, nor those that were only read: they are on disk."""
         now_s = self._context.clock()
-        free = [kept for kept in self.jobs.values() if kept.file.settled and not kept.lock.locked()]
-        ended = [kept for kept in free if kept.state != "running"]
-        idle = [kept for kept in free if kept.state == "running" and now_s - kept.used_s > IDLE_S]
+        free = [kept for kept in self.jobs.values() if kept.file.settled and not kept.lock.locked() and not kept.watchers and not kept.led]
+        ended = [kept for kept in free if kept.ended]
+        idle = [kept for kept in free if kept.role == "read" and not kept.ended and now_s - kept.used_s > IDLE_S]
         for kept in [*ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)], *idle]:
             del self.jobs[kept.id]
 
@@ -402,16 +377,16 @@ class Keeping:
         self._make_room()
         await context.offload.run(context.blobs.expire, now_ms)
         for row in await context.offload.run(context.index.expired_jobs, now_ms):
-            if row.id not in self.led:
-                self.jobs.pop(row.id, None)
-                self._ids.discard(row.id)
-                self._log_bytes.pop(row.id, None)
+            kept = self.jobs.get(row.id)
+            if kept is None or not kept.led:
+                self.forget(row.id)
                 self._dht.publications.forget(RecordKind.JOB_KEEPERS, dht_id_of_job(row.id))
                 context.log_port.remove(row.id, lambda error: None)
                 await context.offload.run(context.index.delete_job, row.id, row.role)
 
 
-def _job_id(raw: bytes) -> JobId:
+def job_id_of(raw: bytes) -> JobId:
+    """The id of a job out of a message. Raises MalformedError."""
     if len(raw) != DIGEST_BYTES:
         raise MalformedError("not the id of a job", reason=Reason.MALFORMED)
     return JobId(StatementId(raw))

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from p2pgrid.core.layout import Layout
+from p2pgrid.core.lineage import Lineage
 from p2pgrid.errors import RefusedError
-from p2pgrid.model.job import Batch, Job, KeeperSet
+from p2pgrid.model.ids import NodeKey
+from p2pgrid.model.job import Batch, Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import UnitRange
 from p2pgrid.services.inputs import decode_batch
@@ -25,15 +27,39 @@ class KnownJob:
     """A job this node works for."""
 
     job: Signed[Job]
-    keepers: Signed[KeeperSet]
+    lineage: Lineage
+    """Who may lead and keep it; never empty."""
     layout: Layout
     source: str = ""
     batches: dict[int, Batch] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
     users: dict[int, int] = field(default_factory=dict)
     """Units leased of each batch that have not ended."""
+    doubted: set[bytes] = field(default_factory=set)
+    """Leads that were away once: they may know nothing any more of what they leased. Of those that are on the chain, so bounded."""
     pulls: int = 0
     """Pulls under way: what the lead was told to be here must stay."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest keeper set that is known."""
+        return self.lineage.newest.body.epoch if self.lineage.newest is not None else -1
+
+    @property
+    def leads_and_keepers(self) -> tuple[NodeKey, ...]:
+        """Whom the newest set names: the lead, then the keepers."""
+        newest = self.lineage.newest
+        named = (newest.body.lead, *newest.body.keepers) if newest is not None else ()
+        return tuple(NodeKey(node) for node in dict.fromkeys(named))
+
+    def doubt(self, lead: bytes) -> None:
+        """A node is gone, or back without what it had in memory."""
+        if self.lineage.names(lead):
+            self.doubted.add(lead)
+
+    def places(self, lead: bytes) -> tuple[NodeKey, ...]:
+        """Where its batches, inputs and results belong: a lead that leases, then whom the newest set names."""
+        return tuple(NodeKey(node) for node in dict.fromkeys((lead, *self.leads_and_keepers)))
 
     @property
     def busy(self) -> bool:

@@ -3,74 +3,91 @@
 1. A grant leaves before it is on disk: a lead that crashes in between only makes its units run again. A receipt
    is acknowledged, and its results are shown to anybody, only after it is on disk.
 2. A job whose log cannot be written, whose derived units cannot be stored, or whose time is over is stopped, and says why.
-3. A keeper that failed is not named again for a while, so that a node without room costs no statement a second.
+3. A job is led from its submission on, or from where another lead left it. Who hears of a newer lead stops leading.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from p2pgrid.core import lead as core
 from p2pgrid.core.admission import check_job
-from p2pgrid.core.keeping import K, draw_keepers, workers_of
-from p2pgrid.core.ledger import Ledger
+from p2pgrid.core.keeping import K, workers_of
 from p2pgrid.errors import MalformedError, P2PGridError, RefusedError, RemoteError, TryAgainError, UnreachableError
 from p2pgrid.model import log as kinds
 from p2pgrid.model.ids import JobId, NodeKey, StatementId, short
-from p2pgrid.model.job import Cancel, Job, KeeperSet, Settled
+from p2pgrid.model.job import Job, Settled
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import DecisionEntry, Receipt
+from p2pgrid.model.work import Grant, Receipt
 from p2pgrid.net.rpc import Session
+from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
-from p2pgrid.services.delivering import DELIVERY_ITEMS_MAX
 from p2pgrid.services.deriving import Deriving
 from p2pgrid.services.joblog import JobFile
-from p2pgrid.services.jobrows import JobRows
+from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.ledjob import Batches, LedJob, check_batches
+from p2pgrid.services.outbox import DELIVERY_ITEMS_MAX
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.pushing import Pushing
+from p2pgrid.services.recruiting import Recruiting
 from p2pgrid.services.results import check_payload, root_of
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
-from p2pgrid.wire.messages import CancelRequest, Delivery, DeliveryReply, JobInvite, LogRecord, Ok, Payload, PullReply, PullRequest
+from p2pgrid.wire.messages import (
+    CancelRequest,
+    Delivery,
+    DeliveryReply,
+    JobInvite,
+    LeasesReturned,
+    LogRecord,
+    Payload,
+    PullReply,
+    PullRequest,
+)
 
 TICK_S = 1.0
 ENDED_IN_MEMORY_MAX = 64
 SETTLE_S = 15.0
 """How long the end of a job waits for its keepers."""
-NOT_AGAIN_S = 60.0
 ASKS_WITHIN_S = 10.0
 """Who has not asked for units of a job so long after its start is not counted on."""
 ASSEMBLE_RETRIES_S = (0.2, 1.0, 3.0, 10.0)
 UNIT_PAYLOAD_BYTES_MAX = 64 << 10
 """What one unit may put into a log: an inline result, or the longest account of a failure."""
+GRANTS_MAX = 4096
 RECORD_KINDS = {"grant": kinds.GRANT, "receipt": kinds.RECEIPT, "decision": kinds.DECISION, "settled": kinds.SETTLED}
+
+
+async def _nobody(led: LedJob) -> bool:
+    return False
 
 
 class Leading:
     """All jobs this node leads. ``start`` before use, ``close`` at the end."""
 
-    def __init__(self, context: Context, peers: Peers, storing: Storing) -> None:
+    def __init__(self, context: Context, peers: Peers, storing: Storing, keeping: Keeping) -> None:
         self._context = context
         self._peers = peers
         self._storing = storing
+        self._keeping = keeping
         self._tasks = Tasks("leading")
-        self._pushing = Pushing(context, peers)
-        self._rows = JobRows(context)
+        self._pushing = Pushing(context, peers, self._replace_keeper, self._on_newer)
+        self._recruiting = Recruiting(context, peers)
         self._submitting: set[JobId] = set()
         self.deriving = Deriving(context, storing)
         self._batches = Batches(context.offload)
         self.jobs: dict[JobId, LedJob] = {}
-        self.forgotten: list[Callable[[JobId], None]] = []
-        """Told about jobs that left memory."""
+        """Those that are led now, and those whose end the keepers are still told."""
+        self.hand_over: Callable[[LedJob], Awaitable[bool]] = _nobody
+        """Lets a keeper lead a job that cannot go on here; whether one does."""
+        keeping.merged.append(self._on_merged)
         methods = context.methods
         methods.on("job.pull", PullRequest, self._on_pull, role="work")
-        methods.on("job.deliver", Delivery, self._on_deliver)
-        methods.on("job.cancel", CancelRequest, self._on_cancel)
+        methods.on_notify("job.returned", LeasesReturned, self._on_returned)
 
     async def start(self) -> None:
         self._peers.on_gone(self._on_gone)
@@ -80,13 +97,13 @@ class Leading:
     async def close(self) -> None:
         await self._tasks.close()
         await self._pushing.close()
-        await self._rows.close()
 
-    # -- the life of a job -------------------------------------------------------
+    # -- the beginning of a job ----------------------------------------------------
 
-    async def submit(self, raw: bytes, batches: Iterable[bytes]) -> LedJob:
+    async def submit(self, raw: bytes, batches: Iterable[bytes], *, detach: bool = False) -> LedJob:
         """Take a job over from its submitter: log it, name keepers, begin to lead. ``batches`` in manifest order.
 
+        ``detach``: return only when every keeper has all of it, code and input files included.
         Raises RefusedError (limits, not this home's submitter key, known already), IntegrityError (a batch that is not
         the manifest's), TryAgainError (too many jobs).
         """
@@ -109,108 +126,181 @@ class Leading:
         check_batches(job.body, contents)
         self._submitting.add(job_id)
         try:
-            return await self._begin(job, contents)
+            led, copying = await self._begin(job, contents)
         finally:
             self._submitting.discard(job_id)
+        if detach:
+            await self._entrust(led, copying)
+        return led
 
-    async def _begin(self, job: Signed[Job], batches: Sequence[bytes]) -> LedJob:
+    async def _begin(self, job: Signed[Job], batches: Sequence[bytes]) -> tuple[LedJob, asyncio.Task[None] | None]:
         context = self._context
         job_id = JobId(job.id)
-        file = JobFile(job_id, lambda: context.ledgers.log(job_id), context.log_port)
-        if context.ledgers.has(job_id):
+        if self._keeping.knows(job_id):
             raise RefusedError("this job was submitted before", reason=Reason.STALE, hint="submit it as a new one")
-        ledger = Ledger(job)
-        keepers = self._name_keepers(job, ())
-        ledger.add(keepers)
-        lead = core.Lead(ledger, self._seal, context.rng)
-        led = LedJob(job, file, lead)
-        led.started_s = context.clock()
-        file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)], lazy=True)
-        await self._log_batches(led, batches)
-        durable = file.end
-        self.jobs[led.id] = led
-        self._rows.put(led.row())
-        self._pushing.add(led.id, file, keepers, self._replace_keeper)
-        self._tasks.spawn(self._replicate_inputs(led), "inputs")
-        self._apply(led, lead.handle(core.WorkersKnown(self._workers(led)), context.clock(), context.wall_ms()))
+        kept = KeptJob(job, JobFile(job_id, lambda: context.ledgers.log(job_id), context.log_port))
+        keepers = self._recruiting.name(kept, (), 0)
+        kept.ledger.add(keepers)
+        kept.file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)], lazy=True)
+        await self._log_batches(kept, batches)
+        durable = kept.file.end
+        self._keeping.add(kept)
+        led = self._lead(kept, epoch=0)
+        copying = self._tasks.spawn(self._replicate_inputs(led), "inputs")
+        self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), context.clock(), context.wall_ms()))
         try:
             # Workers are invited while the disk still writes; the submitter is told, and results count, only afterwards.
-            await file.wait(durable)
+            await kept.file.wait(durable)
         except P2PGridError as error:
             self._break_off(led, error.message)
             raise
-        return led
+        return led, copying
 
-    async def _log_batches(self, led: LedJob, batches: Sequence[bytes]) -> None:
+    async def _log_batches(self, kept: KeptJob, batches: Sequence[bytes]) -> None:
         try:
             for number, content in enumerate(batches):
-                await led.file.calm()
-                (led.batch_at[number],) = led.file.post([LogRecord(kinds.BATCH, content)], lazy=True)
-                self._batches.put(led.id, number, content)
+                await kept.file.calm()
+                (kept.batch_at[number],) = kept.file.post([LogRecord(kinds.BATCH, content)], lazy=True)
+                self._batches.put(kept.id, number, content)
         except P2PGridError:
             # Nobody was told of the job: half of it must not be found here after a restart.
-            await led.file.quiet()
+            await kept.file.quiet()
             with suppress(P2PGridError):
-                self._context.log_port.remove(led.id, lambda error: None)
+                self._context.log_port.remove(kept.id, lambda error: None)
             raise
 
-    def _name_keepers(
-        self, job: Signed[Job], have: tuple[bytes, ...], epoch: int = 0, not_these: Container[bytes] = ()
-    ) -> Signed[KeeperSet]:
+    def _lead(self, kept: KeptJob, epoch: int) -> LedJob:
+        led = LedJob(kept, core.Lead(kept.ledger, self._seal, self._context.rng, epoch=epoch))
+        led.started_s = self._context.clock()
+        kept.role, kept.led, kept.stopped = "led", True, ""
+        if kept.ended:
+            # There is nothing left to do but to see that enough others have it.
+            led.lead.handle(core.Stopped(), led.started_s, self._context.wall_ms())
+            led.ended.set()
+        self.jobs[led.id] = led
+        self._keeping.index(kept)
+        self._pushing.add(kept)
+        return led
+
+    async def _entrust(self, led: LedJob, copying: asyncio.Task[None] | None) -> None:
+        """Wait until the keepers have the whole job: from now on it needs nobody here."""
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await self._pushing.complete(led.id)
+                if copying is not None:
+                    await asyncio.wait([copying])
+        except (TimeoutError, P2PGridError):
+            led.keepers_note = "not every keeper has confirmed the job yet"
+
+    def reached(self, led: LedJob) -> int:
+        """How many other nodes have everything of a job that is on this disk."""
+        return self._pushing.reached(led.id)
+
+    async def take_over(self, kept: KeptJob, not_these: frozenset[bytes] = frozenset()) -> LedJob:
+        """Lead a job from where it stands: name this node lead in a new keeper set, and go on.
+
+        ``not_these``: nodes that are not to keep it. Raises what the disk raises; RefusedError if its batches are not here.
+        """
         context = self._context
-        willing = [
-            key
-            for key in sorted(self._peers.with_role("store"))
-            if key != context.me and key not in not_these and self._peers.info(key).offer.storage_bytes
-        ]
-        keepers = draw_keepers(willing, have, context.rng)
-        statement = KeeperSet(job.body.expires_ms, job.id, epoch, context.me, keepers)
-        return seal(statement, context.submitter, context.grid.id)
+        current = kept.ledger.keepers
+        if current is None or not kept.whole:
+            raise RefusedError("the job is not here as a whole", reason=Reason.UNKNOWN_JOB)
+        have = [key for key in (current.body.lead, *current.body.keepers) if self._peers.is_live(key)]
+        keep = tuple(key for key in have if key != context.me and key not in not_these)[:K]
+        keepers = self._recruiting.name(kept, keep, current.body.epoch + 1, not_these)
+        await kept.file.append([LogRecord(kinds.KEEPERS, keepers.raw)])
+        kept.ledger.add(keepers)
+        led = self._lead(kept, keepers.body.epoch)
+        now, now_ms = context.clock(), context.wall_ms()
+        if not led.ended.is_set():
+            there = frozenset([context.me, *self._peers.live()])
+            self._apply(led, led.lead.handle(core.Began(there), now, now_ms))
+            self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
+        context.tell(Reason.TOOK_OVER, f"this node leads job {short(kept.id)} from now on")
+        return led
+
+    def _on_merged(self, kept: KeptJob, first: int) -> None:
+        """Records of others were merged: a newer lead, a cancel, or receipts that another keeper took."""
+        led = self.jobs.get(kept.id)
+        if led is None or not kept.led:
+            return
+        newest = kept.ledger.keepers
+        if newest is not None and newest.body.lead != self._context.me:
+            self.step_down(led)
+        elif led.ended.is_set():
+            return
+        elif kept.ledger.cancelled is not None:
+            self._stop(led)
+        else:
+            self._apply(led, led.lead.handle(core.Merged(first), self._context.clock(), self._context.wall_ms()))
+
+    def _on_newer(self, job: JobId, chain: tuple[bytes, ...]) -> None:
+        led = self.jobs.get(job)
+        if led is not None and led.kept.led:
+            self._tasks.spawn(self._learn(led, chain), "learn")
+
+    async def _learn(self, led: LedJob, chain: tuple[bytes, ...]) -> None:
+        await self._keeping.take(led.kept, [LogRecord(kinds.KEEPERS, raw) for raw in chain])
+
+    def step_down(self, led: LedJob) -> None:
+        """Others lead the job: lease nothing more, and give the new lead what only this node knows."""
+        newest = led.ledger.keepers
+        if newest is None:
+            return
+        led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms())
+        led.ended.set()
+        led.kept.led = False
+        led.kept.role = "kept"
+        led.kept.heard_s = self._context.clock()
+        self._pushing.set_keepers(led.id, (newest.body.lead,))
+        self._context.tell(Reason.TOOK_OVER, f"node {short(newest.body.lead)} leads job {short(led.id)} from now on")
+        self._tasks.spawn(self._hand_on(led), "hand on")
+
+    async def _hand_on(self, led: LedJob) -> None:
+        with suppress(TimeoutError, P2PGridError):
+            async with asyncio.timeout(SETTLE_S):
+                await self._pushing.complete(led.id)
+        if self.jobs.get(led.id) is led:
+            del self.jobs[led.id]
+            self._pushing.remove(led.id)
+        led.kept.tell_watchers()
+
+    async def complete(self, led: LedJob) -> None:
+        """Wait until every keeper has everything posted so far."""
+        await self._pushing.complete(led.id)
+
+    def pass_over(self, node: NodeKey) -> None:
+        """A node leaves: others keep what it keeps."""
+        for led in list(self.jobs.values()):
+            if node in led.keepers:
+                self._replace_keeper(led.id, node)
 
     def _replace_keeper(self, job: JobId, failed: bytes | None) -> None:
         """A keeper is gone or refused (or, with None, the set is short): name others if there are any."""
         led = self.jobs.get(job)
-        if led is None or led.ledger.keepers is None or led.state == "stopped":
-            return
-        now_s = self._context.clock()
-        if failed is not None:
-            led.passed_over[failed] = now_s + NOT_AGAIN_S
-        led.passed_over = {key: until_s for key, until_s in led.passed_over.items() if until_s > now_s}
-        current = led.ledger.keepers.body
-        have = tuple(key for key in current.keepers if key != failed)
-        named = self._name_keepers(led.job, have, current.epoch + 1, led.passed_over)
-        if named.body.keepers == current.keepers:
-            return
-        led.file.post([LogRecord(kinds.KEEPERS, named.raw)])
-        led.ledger.add(named)
-        self._pushing.set_keepers(job, named)
+        named = self._recruiting.replace(led, failed) if led is not None else None
+        if named is not None:
+            self._pushing.set_keepers(job, named.body.keepers)
 
     async def _replicate_inputs(self, led: LedJob) -> None:
         """Copies of the code and of input files on r nodes, keepers first, while the job already runs."""
-        keepers = led.ledger.keepers
-        prefer = keepers.body.keepers if keepers else ()
         blobs = await self.deriving.input_blobs(led.job.body, lambda number: self._batches.get(led, number))
         for blob in blobs:
-            await self._storing.replicate(blob, led.job.body.replicas, prefer, led.job.body.expires_ms)
+            await self._storing.replicate(blob, led.job.body.replicas, led.keepers, led.job.body.expires_ms)
 
     def _seal(self, statement: Any) -> Signed[Any]:
         return seal(statement, self._context.key, self._context.grid.id)
 
-    async def cancel(self, raw: bytes) -> None:
-        """Carry out the submitter's signed cancel, here and at everybody concerned."""
-        cancel = open_envelope(raw, Cancel, self._context.grid.id, self._context.wall_ms())
-        led = self.jobs.get(JobId(StatementId(cancel.body.job)))
-        if led is None:
-            raise RefusedError("this node does not lead the job", reason=Reason.UNKNOWN_JOB)
-        if cancel.author != led.job.author:
-            raise RefusedError("only its submitter cancels a job", reason=Reason.NO_ROLE)
-        if led.ended.is_set() or not led.ledger.add(cancel):
-            return
+    # -- the end by cancel -----------------------------------------------------------
+
+    def _stop(self, led: LedJob) -> None:
+        """The job was cancelled: tell everybody who works on it, and end it."""
+        cancel = led.ledger.cancelled
+        assert cancel is not None
         self._apply(led, led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms()))
         for worker in sorted(led.lead.workers.keys() | led.lead.known):
-            self._peers.notify(NodeKey(worker), "job.cancelled", CancelRequest(raw))
-        await led.file.append([LogRecord(kinds.CANCEL, raw)])
-        self._end(led, "cancelled")
+            self._peers.notify(NodeKey(worker), "job.cancelled", CancelRequest(cancel.raw))
+        self._end(led)
 
     # -- workers -----------------------------------------------------------------
 
@@ -220,13 +310,16 @@ class Leading:
         want, slots = max(1, min(request.want, 1 << 16)), max(1, min(request.slots, 4096))
         if session.peer not in self._workers(led) | led.lead.known:
             return PullReply(over=led.ended.is_set())
+        self._give_up(led, session.peer, request)
         pulled = core.Pulled(session.peer, session.peer, slots, want)
         granted = self._apply(led, led.lead.handle(pulled, context.clock(), context.wall_ms()))
         assert granted is not None
         if granted.grant is None:
             return PullReply(granted.over)
-        keepers = led.ledger.keepers
-        head = (led.job.raw, keepers.raw if keepers else b"") if request.need_job else (b"", b"")
+        newest = led.ledger.keepers
+        newer = newest is not None and (request.need_job or newest.body.epoch > request.epoch)
+        chain = tuple(keepers.raw for keepers in led.ledger.lineage.chain()) if newer else ()
+        job = led.job.raw if request.need_job else b""
         sent = led.sent.setdefault(session.peer, set())
         sent.intersection_update(request.have)
         needed = sorted({unit_range.batch for unit_range in granted.grant.body.ranges} - sent)
@@ -237,10 +330,25 @@ class Leading:
             self._apply(led, led.lead.handle(core.WorkerGone(session.peer), context.clock(), context.wall_ms()))
             raise
         sent.update(number for number, _ in batches)
-        return PullReply(False, granted.grant.raw, *head, tuple(batches))
+        return PullReply(False, granted.grant.raw, job, chain, tuple(batches))
 
-    async def _on_deliver(self, session: Session, delivery: Delivery) -> DeliveryReply:
-        led = self._led(delivery.job)
+    def _give_up(self, led: LedJob, worker: NodeKey, request: PullRequest) -> None:
+        """What this lead believes of leases that an earlier one granted is set right by the worker's first pull."""
+        newest = led.ledger.keepers
+        if newest is not None and request.epoch < newest.body.epoch:
+            lost = led.lead.book.by_worker.get(worker, set()) - set(request.leases)
+            if lost:
+                event = core.Returned(worker, tuple(sorted(lost)))
+                self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+
+    def _on_returned(self, session: Session, returned: LeasesReturned) -> None:
+        led = self.jobs.get(JobId(StatementId(returned.job)))
+        if led is not None and not led.ended.is_set() and len(returned.grants) <= GRANTS_MAX:
+            event = core.Returned(session.peer, returned.grants)
+            self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+
+    async def deliver(self, session: Session, led: LedJob, delivery: Delivery) -> DeliveryReply:
+        """Take receipts for a job that is led here; answered when they are on disk."""
         context = self._context
         if led.file.failed is not None:
             # Its memory is ahead of its disk: nothing may be acknowledged any more.
@@ -248,6 +356,7 @@ class Leading:
         if len(delivery.items) > DELIVERY_ITEMS_MAX:
             raise MalformedError("too many receipts in one message", reason=Reason.MALFORMED)
         await led.file.calm()
+        self._take_grants(led, delivery.grants)
         refused: list[str] = []
         for item in delivery.items:
             try:
@@ -263,11 +372,23 @@ class Leading:
                 refused.append(error.reason or Reason.MALFORMED)
                 continue
             refused.append("")
-            led.payloads.put(receipt.body.payload, payload, len(item.payload))
+            led.kept.payloads.put(receipt.body.payload, payload, len(item.payload))
             self._apply(led, effects, (receipt, item.payload))
         end = led.file.end
         await led.file.wait(end)
         return DeliveryReply(tuple(refused))
+
+    def _take_grants(self, led: LedJob, raws: Sequence[bytes]) -> None:
+        """Leases by an earlier lead, of which nobody told this one before that lead was gone."""
+        if len(raws) > DELIVERY_ITEMS_MAX:
+            raise MalformedError("too many leases in one message", reason=Reason.MALFORMED)
+        records = []
+        for raw in raws:
+            grant = open_envelope(raw, Grant, self._context.grid.id, self._context.wall_ms())
+            if led.ledger.add_grant(grant):
+                records.append(LogRecord(kinds.GRANT, raw))
+        if records:
+            led.file.post(records, lazy=True)
 
     def _checked_payload(self, led: LedJob, worker: NodeKey, receipt: Receipt, payload: bytes) -> Payload:
         """Raises as check_payload. Who sends what does not fit holds no lease any longer: others get its units at once."""
@@ -278,16 +399,11 @@ class Leading:
                 self._apply(led, led.lead.handle(core.WorkerGone(worker), self._context.clock(), self._context.wall_ms()))
             raise
 
-    async def _on_cancel(self, session: Session, request: CancelRequest) -> Ok:
-        await self.cancel(request.cancel)
-        return Ok()
-
     def _on_gone(self, peer: NodeKey) -> None:
         """The session to a peer ended and it cannot be dialled again: its leases are returned, and another keeps what it kept."""
         self._on_restarted(peer)
         for led in list(self.jobs.values()):
-            keepers = led.ledger.keepers
-            if keepers is not None and peer in keepers.body.keepers and not led.ended.is_set() and led.file.failed is None:
+            if peer in led.keepers:
                 self._replace_keeper(led.id, peer)
 
     def _on_restarted(self, peer: NodeKey) -> None:
@@ -299,10 +415,9 @@ class Leading:
                 self._apply(led, led.lead.handle(core.WorkerGone(peer), now, now_ms))
 
     def _workers(self, led: LedJob) -> frozenset[bytes]:
-        keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
         known = self._peers.workers_for(led.job.body)
         waited = self._context.clock() - led.started_s > ASKS_WITHIN_S
-        return workers_of(known, keepers, led.job.body.quorum, known - led.lead.workers.keys() if waited else frozenset())
+        return workers_of(known, led.keepers, led.job.body.quorum, known - led.lead.workers.keys() if waited else frozenset())
 
     def _led(self, job: bytes) -> LedJob:
         led = self.jobs.get(JobId(StatementId(job)))
@@ -316,7 +431,7 @@ class Leading:
         """Carry out what the core decided: records in one post, messages, and what follows on disk."""
         granted: core.Granted | None = None
         records: list[LogRecord] = []
-        decided: list[DecisionEntry] = []
+        decided = False
         for effect in effects:
             match effect:
                 case core.Granted():
@@ -326,8 +441,8 @@ class Leading:
                         records.append(LogRecord(RECORD_KINDS[statement.body.TYPE], statement.raw))
                         if payload is not None and statement is payload[0]:
                             records.append(LogRecord(kinds.PAYLOAD, payload[1]))
-                case core.Decided(entries):
-                    decided.extend(entries)
+                case core.Decided():
+                    decided = True
                 case core.Invite(workers):
                     self._invite(led, workers)
                 case core.AssembleDerived(batches):
@@ -340,10 +455,9 @@ class Leading:
             if payload is not None:
                 for record, cursor in zip(records, cursors, strict=True):
                     if record.kind == kinds.PAYLOAD:
-                        led.payload_at[payload[0].body.payload] = cursor
+                        led.kept.payload_at[payload[0].body.payload] = cursor
         if decided:
-            for watcher in list(led.watchers):
-                watcher(decided)
+            led.kept.tell_watchers()
         return granted
 
     def _invite(self, led: LedJob, workers: Sequence[bytes]) -> None:
@@ -368,14 +482,14 @@ class Leading:
                     await asyncio.sleep(wait_s)
 
     async def _assemble_one(self, led: LedJob, number: int) -> None:
-        content = await self.deriving.content(led, number)
-        keepers = led.ledger.keepers.body.keepers if led.ledger.keepers else ()
-        blob = await self._storing.keep_bytes(content, led.job.body.expires_ms, led.job.body.replicas, keepers)
+        content = await self.deriving.content(led.kept, number)
+        blob = await self._storing.keep_bytes(content, led.job.body.expires_ms, led.job.body.replicas, led.keepers)
         event = core.DerivedReady(number, blob)
         self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
 
     async def _finish(self, led: LedJob) -> None:
-        """Sign the end of the job, and wait until every keeper has it."""
+        """Sign the end of the job, and wait until every keeper has it. With the submitter's key it is final."""
+        context = self._context
         if led.ended.is_set() or led.ledger.cancelled is not None:
             return
         # The last results go out as soon as they are on disk: nothing here may stand in their way.
@@ -383,53 +497,60 @@ class Leading:
             await led.file.wait(led.file.end)
         ledger = led.ledger
         root = root_of(ledger, range(ledger.layout.batches))
+        own = context.submitter.public == led.job.author
         statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
-        settled = seal(statement, self._context.submitter, self._context.grid.id)
+        settled = seal(statement, context.submitter if own else context.key, context.grid.id)
         ledger.add(settled)
         await led.file.append([LogRecord(kinds.SETTLED, settled.raw)])
         try:
             await asyncio.wait_for(self._pushing.complete(led.id), SETTLE_S)
         except (TimeoutError, UnreachableError):
             led.keepers_note = "not every keeper has confirmed the end of the job"
-        self._end(led, "failed" if ledger.failed else "done")
+        self._end(led)
 
-    def _end(self, led: LedJob, state: str) -> None:
+    def _end(self, led: LedJob) -> None:
         """The first end counts."""
         if led.ended.is_set():
             return
-        led.state = state
         led.ended.set()
-        self._rows.put(led.row())
+        self._keeping.index(led.kept)
         self._context.tell(led.state, f"job {short(led.id)} {led.state}")
-        for watcher in list(led.watchers):
-            watcher(())
+        led.kept.tell_watchers()
 
     def _break_off(self, led: LedJob, why: str) -> None:
-        """The job cannot go on here: stop leasing and say so; what the keepers have stays readable."""
-        if not led.ended.is_set():
-            led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms())
-            led.keepers_note = f"the job was stopped: {why}"
-            self._end(led, "stopped")
+        """The job cannot go on here: stop leasing. One of its keepers goes on if it can; else it is stopped, and says why."""
+        if led.ended.is_set() or led.broken:
+            return
+        led.broken = True
+        led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms())
+        self._tasks.spawn(self._pass_on(led, why), "pass on")
+
+    async def _pass_on(self, led: LedJob, why: str) -> None:
+        handed = led.job.body.expires_ms > self._context.wall_ms() and await self.hand_over(led)
+        if led.ended.is_set():
+            return
+        led.kept.stopped = f"the job was stopped: {why}" + ("; another keeper goes on with it" if handed else "")
+        self._context.tell(Reason.TOOK_OVER if handed else Reason.STOPPED, f"job {short(led.id)}: {led.kept.stopped}")
+        self._end(led)
 
     def _forget_ended(self) -> None:
-        """Ended jobs need not stay in memory: they are read from the disk when they are asked for."""
+        """A job that has ended, and whose end is on disk and told, is led no longer."""
         ended = [
-            job
-            for job, led in self.jobs.items()
-            if led.ended.is_set() and not led.watchers and (led.file.settled or led.file.failed is not None)
+            led for led in self.jobs.values() if led.ended.is_set() and (led.file.settled or led.file.failed is not None) and led.kept.led
         ]
-        for job in ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)]:
-            del self.jobs[job]
-            self._pushing.remove(job)
-            for forget in self.forgotten:
-                forget(job)
+        for led in ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)]:
+            del self.jobs[led.id]
+            self._pushing.remove(led.id)
+            led.kept.led = False
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self._forget_ended()
             for led in list(self.jobs.values()):
-                if not led.ended.is_set():
+                if len(led.keepers) < K:
+                    self._replace_keeper(led.id, None)
+                if not (led.ended.is_set() or led.broken):
                     try:
                         self._look_after(led, self._context.clock(), self._context.wall_ms())
                     except P2PGridError as error:
@@ -444,6 +565,3 @@ class Leading:
             return
         self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
         self._apply(led, led.lead.handle(core.Tick(), now, now_ms))
-        keepers = led.ledger.keepers
-        if keepers is not None and len(keepers.body.keepers) < K:
-            self._replace_keeper(led.id, None)

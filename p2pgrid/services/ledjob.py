@@ -4,58 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from p2pgrid.core import lead as core
-from p2pgrid.core.ledger import Ledger
 from p2pgrid.errors import IntegrityError
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import JobId
 from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import DecisionEntry
 from p2pgrid.offload import Offload
-from p2pgrid.services.joblog import JobFile
-from p2pgrid.services.jobrows import job_row
-from p2pgrid.services.results import Payloads
-from p2pgrid.store.index import JobRow
-from p2pgrid.wire.envelope import Signed
+from p2pgrid.services.absorbing import KeptJob
 
 BATCH_CACHE_BYTES = 64 << 20
 
-Watcher = Callable[[Sequence[DecisionEntry]], None]
-
 
 class LedJob:
-    """One job this node leads."""
+    """One job this node leads: the job as it lies here, and the core that leads it."""
 
-    def __init__(self, job: Signed[Job], file: JobFile, lead: core.Lead) -> None:
-        self.job = job
-        self.id = JobId(job.id)
-        self.file = file
+    def __init__(self, kept: KeptJob, lead: core.Lead) -> None:
+        self.kept = kept
+        self.job = kept.job
+        self.id = kept.id
+        self.file = kept.file
+        self.ledger = kept.ledger
         self.lead = lead
-        self.ledger: Ledger = lead.ledger
-        self.batch_at: dict[int, int] = {}
-        """Where in the log each batch of the manifest is."""
-        self.payload_at: dict[bytes, int] = {}
-        self.payloads = Payloads()
         self.sent: dict[bytes, set[int]] = {}
         """Batches that each worker's session was sent."""
         self.passed_over: dict[bytes, float] = {}
         """Keepers that failed, and until when they are not named again."""
-        self.watchers: set[Watcher] = set()
         self.ended = asyncio.Event()
-        self.state = "running"
+        """Nothing is left to lead: the job is over, was broken off here, or others lead it."""
         self.started_s = 0.0
         self.keepers_note = ""
+        self.broken = False
+        """It cannot go on here; whether it can elsewhere is being found out."""
 
     @property
-    def name(self) -> str:
-        return self.job.body.name
+    def keepers(self) -> tuple[bytes, ...]:
+        """Who keeps it, as far as was named."""
+        return self.ledger.keepers.body.keepers if self.ledger.keepers else ()
 
-    def row(self) -> JobRow:
-        """What the index says of it."""
-        return job_row(self.job, self.ledger, "led", self.state)
+    @property
+    def state(self) -> str:
+        """As the job's."""
+        return self.kept.state
 
 
 class Batches:
@@ -73,7 +65,7 @@ class Batches:
         if known is not None:
             self._known.move_to_end((led.id, number))
             return known
-        record = await self._offload.run(led.file.read_one, led.batch_at[number])
+        record = await self._offload.run(led.file.read_one, led.kept.batch_at[number])
         self.put(led.id, number, record.data)
         return record.data
 

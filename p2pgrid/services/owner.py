@@ -7,17 +7,14 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from p2pgrid import __version__
 from p2pgrid.dht.server import GridServer
 from p2pgrid.errors import P2PGridError, RefusedError
-from p2pgrid.model.blob import chunk_count
-from p2pgrid.model.ids import BlobId, JobId, StatementId
+from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.model.job import Cancel
 from p2pgrid.model.limits import MIB
 from p2pgrid.model.node import NodeInfo
@@ -25,12 +22,14 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
 from p2pgrid.net.bulk import read_framed
 from p2pgrid.net.rpc import Session
+from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.following import Follower, job_line
-from p2pgrid.services.keeping import JobView, Keeping
+from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.peers import Peers
-from p2pgrid.services.storing import Storing
+from p2pgrid.services.reading import Reading
+from p2pgrid.services.succession import Succession
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import seal
 from p2pgrid.wire.messages import NodeStatus, Ok, StatusRequest
@@ -38,7 +37,6 @@ from p2pgrid.wire.owner import (
     CancelReply,
     EventLine,
     FollowHeader,
-    GetHeader,
     InviteReply,
     InviteRequest,
     JobLine,
@@ -49,8 +47,6 @@ from p2pgrid.wire.owner import (
     PeerLine,
     PeersReply,
     PeersRequest,
-    PutHeader,
-    PutReply,
     Snapshot,
     SubmitHeader,
     Submitted,
@@ -59,7 +55,6 @@ from p2pgrid.wire.owner import (
 EVENTS_MAX = 200
 JOB_BYTES_MAX = 4 * MIB
 LENGTH = struct.Struct(">I")
-E_ = TypeVar("E_", Submitted, PutReply)
 
 
 def framed(message: msgspec.Struct) -> bytes:
@@ -76,9 +71,10 @@ class Owner:
         context: Context,
         peers: Peers,
         dht: GridServer,
-        storing: Storing,
         leading: Leading,
         keeping: Keeping,
+        reading: Reading,
+        succession: Succession,
         info: Callable[[], NodeInfo],
         status: Callable[[], NodeStatus],
         stop: Callable[[], None],
@@ -88,15 +84,15 @@ class Owner:
         self._context = context
         self._peers = peers
         self._dht = dht
-        self._storing = storing
         self._leading = leading
         self._keeping = keeping
+        self._reading = reading
+        self._succession = succession
         self._info = info
         self._status = status
         self._stop = stop
         self._invite = invite
         self._home = home
-        leading.forgotten.append(keeping.forget_led)
         self._events: deque[EventLine] = deque(maxlen=EVENTS_MAX)
         context.events.append(self._note)
         methods = context.methods
@@ -110,8 +106,6 @@ class Owner:
         methods.on("own.snapshot", PeersRequest, self._on_snapshot, owner_only=True)
         methods.on_stream("own.submit", SubmitHeader, self._on_submit, owner_only=True)
         methods.on_stream("own.follow", FollowHeader, self._on_follow, owner_only=True)
-        methods.on_stream("own.put", PutHeader, self._on_put, owner_only=True)
-        methods.on_stream("own.get", GetHeader, self._on_get, owner_only=True)
         methods.on("node.status", StatusRequest, lambda session, request: self._status())
 
     def _note(self, reason: str, text: str) -> None:
@@ -159,13 +153,10 @@ class Owner:
             )
         for kept in self._keeping.jobs.values():
             lines[kept.id] = job_line(kept)
-        for led in self._leading.jobs.values():
-            lines[led.id] = job_line(led)
         return tuple(sorted(lines.values(), key=lambda line: -line.created_ms))
 
     async def _on_job(self, session: Session, request: JobRequest) -> JobLine:
-        view = await self._keeping.view(JobId(StatementId(request.job)))
-        return job_line(view)
+        return job_line(await self._reading.view(JobId(StatementId(request.job))))
 
     async def _on_snapshot(self, session: Session, request: PeersRequest) -> Snapshot:
         peers = await self._on_peers(session, request)
@@ -186,34 +177,39 @@ class Owner:
             raw = await read_framed(stream, JOB_BYTES_MAX)
             limit = self._context.limits.batch_bytes + MIB
             batches = [await read_framed(stream, limit) for _ in range(header.batches)]
-            led = await self._leading.submit(raw, batches)
+            led = await self._leading.submit(raw, batches, detach=header.detach)
         except P2PGridError as error:
             stream.write_nowait(framed(_failed(Submitted(b"", 0), error)))
             return
-        self._keeping.led[led.id] = led
-        keepers = led.ledger.keepers
-        stream.write_nowait(framed(Submitted(led.id, len(keepers.body.keepers) if keepers else 0)))
+        keepers = self._leading.reached(led) if header.detach else len(led.keepers)
+        stream.write_nowait(framed(Submitted(led.id, keepers)))
         if header.follow:
-            await self._tell(led, stream, wait=True)
+            await self._tell(led.kept, stream, wait=True)
 
     async def _on_follow(self, session: Session, header: FollowHeader, stream: Stream) -> None:
-        view = await self._keeping.view(JobId(StatementId(header.job)))
-        await self._tell(view, stream, wait=header.wait)
+        kept = await self._reading.view(JobId(StatementId(header.job)))
+        await self._tell(kept, stream, wait=header.wait)
 
-    async def _tell(self, view: JobView, stream: Stream, *, wait: bool) -> None:
-        follower = Follower(view, self._leading.deriving)
+    async def _tell(self, kept: KeptJob, stream: Stream, *, wait: bool) -> None:
+        follower = Follower(kept, self._leading, self._reading)
         async for event in follower.events(wait=wait):
             await stream.write(framed(event))
 
     async def _on_cancel(self, session: Session, request: JobRequest) -> CancelReply:
+        """Any node of the submitter cancels: the one that submitted need not be there any more."""
         context = self._context
-        led = self._leading.jobs.get(JobId(StatementId(request.job)))
-        if led is None:
-            raise RefusedError("this node does not lead the job", reason=Reason.UNKNOWN_JOB, hint="cancel it on the node that submitted it")
-        if not led.ended.is_set():
-            cancel = seal(Cancel(led.job.body.expires_ms, led.id), context.submitter, context.grid.id)
-            await self._leading.cancel(cancel.raw)
-        return CancelReply(led.state)
+        kept = await self._reading.view(JobId(StatementId(request.job)))
+        if kept.job.author != context.submitter.public:
+            raise RefusedError(
+                "the job was submitted with another key",
+                reason=Reason.NO_ROLE,
+                hint="cancel it from a home with that key",
+            )
+        told = 0
+        if not kept.ended:
+            cancel = seal(Cancel(kept.job.body.expires_ms, kept.id), context.submitter, context.grid.id)
+            told = await self._succession.cancel(kept, cancel.raw)
+        return CancelReply(kept.state, told)
 
     async def _on_leave(self, session: Session, request: Nothing) -> Ok:
         asyncio.get_running_loop().call_later(0.05, self._stop)
@@ -222,55 +218,7 @@ class Owner:
     async def _on_invite(self, session: Session, request: InviteRequest) -> InviteReply:
         return InviteReply(self._invite(request.roles, request.expires_ms))
 
-    async def _on_put(self, session: Session, header: PutHeader, stream: Stream) -> None:
-        """Spool what the owner sends, store it, and copy it to other nodes."""
-        context = self._context
-        spool = self._home / "work" / f"put-{context.random_bytes(8).hex()}"
-        try:
-            try:
-                await self._spool(stream, spool)
-                blob, size_bytes = await self._storing.take_file(spool, header.expires_ms)
-            finally:
-                await context.offload.run(context.disk.unlink, spool)
-            copies = 0
-            if header.replicas > 1:
-                copies = len(await self._storing.replicate(blob, header.replicas, (), header.expires_ms, announce=header.announce))
-            if header.announce:
-                await self._storing.announce(blob)
-        except P2PGridError as error:
-            stream.write_nowait(framed(_failed(PutReply(b"", 0, 0), error)))
-            return
-        stream.write_nowait(framed(PutReply(blob, size_bytes, copies + 1)))
 
-    async def _spool(self, stream: Stream, path: Path) -> None:
-        run, disk = self._context.offload.run, self._context.disk
-        try:
-            descriptor, offset = await run(partial(disk.create, exclusive=True), path), 0
-            try:
-                while data := await stream.read(MIB):
-                    await run(disk.write_at, descriptor, data, offset)
-                    offset += len(data)
-            finally:
-                await run(disk.close, descriptor)
-        except OSError as error:
-            raise RefusedError(f"the file cannot be stored: {error.strerror}", reason=Reason.DISK_FULL, hint="free some space") from error
-
-    async def _on_get(self, session: Session, header: GetHeader, stream: Stream) -> None:
-        context = self._context
-        blob = BlobId(header.blob)
-        try:
-            await self._storing.fetch(blob, header.sources)
-            size_bytes = await context.offload.run(context.blobs.size, blob)
-        except P2PGridError as error:
-            stream.write_nowait(framed(_failed(PutReply(b"", 0, 0), error)))
-            return
-        stream.write_nowait(framed(PutReply(blob, size_bytes, 1)))
-        for index in range(chunk_count(size_bytes)):
-            data = await context.offload.run(context.blobs.read_chunk, blob, index)
-            for start in range(0, len(data), 256 * 1024):
-                await stream.write(data[start : start + 256 * 1024])
-
-
-def _failed(reply: E_, error: P2PGridError) -> E_:
+def _failed(reply: Submitted, error: P2PGridError) -> Submitted:
     """A reply that carries an error, as streams have no other way to say one."""
     return msgspec.structs.replace(reply, error=error.message, reason=str(error.reason), hint=error.hint, kind=type(error).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -11,28 +11,26 @@ from p2pgrid.core.keeping import PushBook
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log as kinds
 from p2pgrid.model.ids import JobId, NodeKey
-from p2pgrid.model.job import KeeperSet
+from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.tasks import Tasks
-from p2pgrid.wire.envelope import Signed
-from p2pgrid.wire.messages import DeltaRequest, LogRecord, Ok
+from p2pgrid.wire.messages import DeltaReply, DeltaRequest, LogRecord
 
 COALESCE_S = 0.05
 """Records of this long travel together, unless somebody waits for the end."""
 FAILURES_MAX = 3
 PUSH_S = 10.0
 
-Replace = Callable[[JobId, bytes | None], None]
+Replace = Callable[[JobId, bytes], None]
+Newer = Callable[[JobId, tuple[bytes, ...]], None]
 
 
 @dataclass
 class _Pushed:
+    kept: KeptJob
     file: JobFile
-    replace: Replace
-    named: Signed[KeeperSet]
-    """The newest keepers: whoever has nothing yet is told first that it was named."""
     book: PushBook = field(default_factory=PushBook)
     urgent: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
@@ -42,17 +40,21 @@ class _Pushed:
 class Pushing:
     """One loop per job; a keeper that fails three times in a row is replaced."""
 
-    def __init__(self, context: Context, peers: Peers) -> None:
+    def __init__(self, context: Context, peers: Peers, replace: Replace, newer: Newer) -> None:
+        """``replace(job, keeper)`` is called for a keeper that failed, ``newer(job, chain)`` when one knows of a newer lead."""
         self._context = context
         self._peers = peers
+        self._replace = replace
+        self._newer = newer
         self._tasks = Tasks("pushing")
         self._jobs: dict[JobId, _Pushed] = {}
 
-    def add(self, job: JobId, file: JobFile, named: Signed[KeeperSet], replace: Replace) -> None:
-        """Begin to push the log of a job. ``replace(job, keeper)`` is called for a keeper that failed."""
-        self._jobs[job] = _Pushed(file, replace, named)
-        self.set_keepers(job, named)
-        self._tasks.spawn(self._run(job), "run")
+    def add(self, kept: KeptJob) -> None:
+        """Begin to push the log of a job to its keepers."""
+        self._jobs[kept.id] = _Pushed(kept, kept.file)
+        if kept.ledger.keepers is not None:
+            self.set_keepers(kept.id, kept.ledger.keepers.body.keepers)
+        self._tasks.spawn(self._run(kept.id), "run")
 
     def remove(self, job: JobId) -> None:
         """Forget a job that has ended."""
@@ -61,19 +63,22 @@ class Pushing:
             pushed.ended = True
             pushed.file.changed.set()
 
-    def set_keepers(self, job: JobId, named: Signed[KeeperSet]) -> None:
+    def set_keepers(self, job: JobId, keepers: Sequence[bytes]) -> None:
         """Push to these from now on."""
         pushed = self._jobs.get(job)
         if pushed is None:
             return
-        keepers = named.body.keepers
-        pushed.named = named
         for gone in [keeper for keeper in pushed.book.keepers if keeper not in keepers]:
             pushed.book.remove(gone)
         for keeper in keepers:
             pushed.book.add(keeper)
         pushed.moved.set()
         pushed.file.changed.set()
+
+    def reached(self, job: JobId) -> int:
+        """How many keepers have everything that is on this disk."""
+        pushed = self._jobs.get(job)
+        return sum(pushed.book.complete_at(keeper, pushed.file.durable) for keeper in pushed.book.keepers) if pushed else 0
 
     async def complete(self, job: JobId) -> None:
         """Wait until every keeper has everything posted so far."""
@@ -108,8 +113,12 @@ class Pushing:
             while cursor < pushed.file.durable and keeper in pushed.book.keepers:
                 records, behind = await self._context.offload.run(pushed.file.read, cursor)
                 if not cursor:
-                    records.insert(1, LogRecord(kinds.KEEPERS, pushed.named.raw))
-                await self._peers.call(keeper, "job.delta", DeltaRequest(job, tuple(records)), Ok, timeout_s=PUSH_S)
+                    # Whoever has nothing yet is told first that it was named, and by what right.
+                    chain = pushed.kept.ledger.lineage.chain()
+                    records[1:1] = [LogRecord(kinds.KEEPERS, keepers.raw) for keepers in chain]
+                reply = await self._peers.call(keeper, "job.delta", DeltaRequest(job, tuple(records)), DeltaReply, timeout_s=PUSH_S)
+                if reply.keepers:
+                    self._newer(job, reply.keepers)
                 cursor = behind
                 pushed.book.note(keeper, cursor)
             pushed.book.on_acknowledged(keeper, cursor)
@@ -117,7 +126,7 @@ class Pushing:
             if keeper not in pushed.book.keepers:
                 return
             if pushed.book.on_failed(keeper) >= FAILURES_MAX or not error.retryable or not self._peers.is_live(keeper):
-                pushed.replace(job, keeper)
+                self._replace(job, keeper)
             else:
                 await asyncio.sleep(COALESCE_S * 4)
         finally:

@@ -40,6 +40,14 @@ class Tasks:
         elif error is not None:
             log.error("bug in %s", task.get_name(), exc_info=error)
 
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to do, at most ``timeout_s``; whether that came in time. Not for one of the tasks."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self._tasks and loop.time() < deadline:
+            await asyncio.wait(list(self._tasks), timeout=deadline - loop.time())
+        return not self._tasks
+
     async def close(self, timeout_s: float = 5.0) -> None:
         """Cancel everything and wait, at most ``timeout_s``."""
         self._closing = True

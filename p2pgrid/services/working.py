@@ -1,50 +1,61 @@
 """Working for leads: the core's Worker joined to sessions and to the pool of worker processes (docs/spec/worker.md).
 
-1. What a lead hands out is checked whole before a unit of it starts: job, keepers, lease, batches, ranges.
+1. What a lead hands out is checked whole before a unit of it starts (:mod:`p2pgrid.services.leasing`).
 2. What a job keeps in memory here is bounded: batches that nobody needs go first, then jobs that nobody works on.
 3. A unit that cannot be run is answered with the reason; a lease is not left to run into its deadline.
 4. No peer has more than a share of the places for leads, so that nobody crowds the others out.
+5. A lead that is gone ends nothing while somebody else leads or keeps its job and can be reached: the results go there.
+6. A node that leaves answers what has ended before it hands a lease back, so that no unit that ended runs again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from p2pgrid.core import worker as core
-from p2pgrid.core.admission import check_job, refuse_work
-from p2pgrid.core.checks import check_range
-from p2pgrid.core.columns import check_apart
-from p2pgrid.core.layout import FINISH, MAP, REDUCE, Layout
-from p2pgrid.errors import IntegrityError, MalformedError, P2PGridError, RefusedError, TryAgainError
-from p2pgrid.model.blob import blob_id_of
-from p2pgrid.model.ids import DIGEST_BYTES, BlobId, NodeKey, short
-from p2pgrid.model.job import Batch, Cancel, Job, KeeperSet
-from p2pgrid.model.membership import Member
+from p2pgrid.errors import P2PGridError, RefusedError, TryAgainError
+from p2pgrid.model.ids import DIGEST_BYTES, NodeKey, short
+from p2pgrid.model.job import Cancel
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import NO_INPUT, Grant
 from p2pgrid.net.rpc import Session
-from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Code, JobKey, Kind, Workers
+from p2pgrid.runtimes.tasks import BatchChunk, Workers
 from p2pgrid.services.context import Context
-from p2pgrid.services.delivering import Delivering, Source
-from p2pgrid.services.inputfiles import InputFiles
-from p2pgrid.services.inputs import FILE, VALUE, fill_in
-from p2pgrid.services.knownjobs import JOBS_MAX, KnownJob, KnownJobs
+from p2pgrid.services.delivering import Delivering
+from p2pgrid.services.knownjobs import KnownJob, KnownJobs
+from p2pgrid.services.leasing import Leasing
+from p2pgrid.services.outbox import GIVE_UP_AFTER_S, Source
 from p2pgrid.services.peers import Peers
+from p2pgrid.services.preparing import Preparing
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.envelope import Signed, open_envelope, peek
-from p2pgrid.wire.messages import CancelRequest, JobInvite, PullReply, PullRequest
+from p2pgrid.wire.messages import CancelRequest, JobInvite, LeasesReturned, PullReply, PullRequest
 
 JOBS_PER_LEAD_MAX = 32
 LEASES_MAX = 4096
-VALUES_BYTES_MAX = 1 << 30
-"""Inputs out of blobs that one task may have in memory, unless the owner lends less memory."""
-KINDS = {MAP: Kind.MAP, REDUCE: Kind.REDUCE}
+LEASES_TOLD_MAX = 256
 PULL_S = 15.0
+GRACE_S = 2.0
+"""What units that run get to end when their node leaves."""
+LAST_DELIVERY_S = 10.0
+"""How long a node that leaves waits for its receipts to be taken."""
+STOP_S = 5.0
+LAST_WORDS_S = 1.0
+"""For the answers to pulls that were under way, whose leases are handed back."""
+
+
+@dataclass
+class _Lease:
+    source: Source
+    left: int
+    """Units whose tasks have not ended."""
+    drained: bool = False
+    """Some of its units will not be answered, since this node leaves."""
 
 
 class Working:
@@ -54,18 +65,23 @@ class Working:
         """``inputs``: a folder for small input files; nothing in it outlives the node."""
         self._context = context
         self._peers = peers
-        self._storing = storing
         self._pool = pool
-        self._inputs = InputFiles(inputs, context.offload, context.disk)
         self._tasks = Tasks("working")
+        self._preparing = Preparing(context, storing, inputs)
         self._delivering = Delivering(context, peers, storing)
         self._jobs = KnownJobs()
         self._known = self._jobs.known
-        self._refused: dict[bytes, Reason] = {}
-        self._owed: dict[bytes, int] = {}
-        """Units of each lease whose tasks have not ended; bounded, and of a forgotten lease every task counts as the last."""
+        self._leasing = Leasing(context, peers, storing, self._jobs)
+        self._refused = self._leasing.refused
+        self._owed: dict[bytes, _Lease] = {}
+        """Leases whose tasks have not all ended; bounded, and of a forgotten lease every task counts as the last."""
+        self._runs: dict[asyncio.Task[None], bool] = {}
+        """Tasks of the core that are under way, and whether the pool has them."""
+        self._leadless: dict[core.SourceKey, asyncio.TimerHandle] = {}
+        """Sources whose lead is gone, each with the timer that looks for somebody who would take its results."""
         self.worker = core.Worker(context.policy.cores)
         self.done = 0
+        self._deliver_s = LAST_DELIVERY_S
         context.methods.on_notify("job.invite", JobInvite, self._on_invite)
         context.methods.on_notify("job.cancelled", CancelRequest, self._on_cancelled)
 
@@ -74,6 +90,8 @@ class Working:
         self._peers.on_restarted(self._on_gone)
 
     async def close(self) -> None:
+        for timer in self._leadless.values():
+            timer.cancel()
         await self._tasks.close()
         await self._delivering.close()
 
@@ -81,14 +99,16 @@ class Working:
 
     def _on_invite(self, session: Session, invite: JobInvite) -> None:
         policy = self._context.policy
-        if policy.cores < 1 or invite.runtime not in policy.runtimes or invite.job in self._refused:
+        if policy.cores < 1 or invite.runtime not in policy.runtimes or self._leasing.refuses(invite.job, session.peer):
             return
-        if invite.expires_ms < self._context.wall_ms() or self._delivering.congested or len(invite.job) != DIGEST_BYTES:
+        if invite.expires_ms < self._context.wall_ms() or self._delivering.outboxes.congested or len(invite.job) != DIGEST_BYTES:
             return
         key = (invite.job, session.peer)
         if key not in self.worker.sources and sum(lead == session.peer for _, lead in self.worker.sources) >= JOBS_PER_LEAD_MAX:
             return
-        self._handle(core.Invited((invite.job, session.peer), session.peer))
+        if key in self._leadless:
+            self._leadless.pop(key).cancel()
+        self._handle(core.Invited(key, session.peer))
 
     def _handle(self, event: core.Event) -> None:
         for effect in self.worker.handle(event, self._context.clock()):
@@ -96,16 +116,23 @@ class Working:
                 case core.Pull():
                     self._tasks.spawn(self._pull(effect), "pull")
                 case core.Run():
-                    self._tasks.spawn(self._run(effect), "run")
+                    self._begin(effect)
+                case core.Return():
+                    self._take_back(effect)
+
+    def _answering(self, job: bytes) -> tuple[bytes, ...]:
+        """Leases of a job that this node still answers: it runs their units, or has not delivered their receipts."""
+        running = [grant for grant, lease in self._owed.items() if lease.source.job == job]
+        return tuple(dict.fromkeys([*running, *self._delivering.grants(job)]))[-LEASES_TOLD_MAX:]
 
     async def _pull(self, pull: core.Pull) -> None:
         job, lead = pull.source
         known = self._known.get(job)
-        if self._delivering.congested:
+        if self._delivering.outboxes.congested:
             self._handle(core.Dry(pull.source))
             return
         have = tuple(known.batches) if known else ()
-        request = PullRequest(job, pull.slots, pull.want, known is None, have)
+        request = PullRequest(job, pull.slots, pull.want, known is None, have, known.epoch if known else -1, self._answering(job))
         if known is not None:
             known.pulls += 1
         try:
@@ -119,31 +146,22 @@ class Working:
         finally:
             if known is not None:
                 known.pulls -= 1
+        if reply.over:
+            self._end_leadless(job, lead)
         self._handle(leased or core.Dry(pull.source, over=reply.over))
 
     async def _take_lease(self, pull: core.Pull, reply: PullReply) -> core.Leased | None:
         """Check everything a lead handed out. Raises when it does not fit together."""
         job, lead = pull.source
-        if reply.job and job not in self._known:
-            self._meet(job, NodeKey(lead), reply)
-        if not reply.grant:
+        taken = await self._leasing.take(job, NodeKey(lead), reply)
+        if taken is None:
             return None
-        known = self._known.get(job)
-        if known is None:
-            raise IntegrityError("a lease without its job", reason=Reason.UNKNOWN_JOB)
-        grant = open_envelope(reply.grant, Grant, self._context.grid.id, self._context.wall_ms())
-        keepers = known.keepers.body
-        if grant.body.job != job or grant.body.worker != self._context.me or grant.author not in (keepers.lead, *keepers.keepers):
-            raise RefusedError("a lease that is not for this node", reason=Reason.BAD_GRANT)
-        for unit_range in grant.body.ranges:
-            check_range(unit_range, known.layout.batch_units)
-        check_apart(grant.body.ranges)
-        self._take_batches(known, reply)
+        known, grant = taken
+        source = Source(known, NodeKey(lead), grant.id, grant.raw)
         known.pulls += 1
         try:
-            await self._take_derived(known, NodeKey(lead), grant.body)
+            await self._leasing.fetch_derived(known, NodeKey(lead), grant.body)
         except P2PGridError as error:
-            source = self._source_of(known, NodeKey(lead), grant.id)
             for unit_range in grant.body.ranges:
                 self._delivering.add_missed(source, unit_range, NO_INPUT, error)
             raise TryAgainError("a derived batch could not be fetched", reason=Reason.NO_INPUT) from error
@@ -152,176 +170,85 @@ class Working:
         if any(unit_range.batch not in known.batches for unit_range in grant.body.ranges):
             raise RefusedError("a lease of units that are not there", reason=Reason.BAD_GRANT)
         if pull.source not in self.worker.sources:
+            if self.worker.draining:
+                self._tasks.spawn(self._hand_back(source), "hand back")
             return None
-        self._reserve(known, grant)
+        self._reserve(source, grant)
         return core.Leased(pull.source, grant.id, grant.body.ranges)
 
-    async def _take_derived(self, known: KnownJob, lead: NodeKey, grant: Grant) -> None:
-        """Fetch the batches that the signed job does not name; nothing else may come in this way."""
-        sources = (lead, *known.keepers.body.keepers)
-        wanted = {unit_range.batch for unit_range in grant.ranges} - known.batches.keys()
-        for number, blob in grant.derived:
-            if not len(known.job.body.manifest) <= number < known.layout.batches:
-                raise IntegrityError("a lease brings another content for a batch of the manifest", reason=Reason.BAD_GRANT)
-            if number in wanted:
-                self._jobs.put(known, number, await self._storing.read(BlobId(blob), sources, self._context.limits.batch_bytes), 1)
-
-    def _meet(self, job: bytes, lead: NodeKey, reply: PullReply) -> None:
-        """Look at a job for the first time: is it what it says, and may it run here?"""
-        context = self._context
-        signed = open_envelope(reply.job, Job, context.grid.id, context.wall_ms())
-        keepers = open_envelope(reply.keepers, KeeperSet, context.grid.id, context.wall_ms())
-        if (
-            signed.id != job
-            or keepers.body.job != job
-            or keepers.author != signed.author
-            or lead
-            not in (
-                keepers.body.lead,
-                *keepers.body.keepers,
-            )
-        ):
-            raise RefusedError("the peer does not lead this job", reason=Reason.BAD_GRANT)
-        check_job(signed.body, context.limits)
-        member = self._peers.member(lead)
-        submitter = Member(lead, member.roles, member.lineage, 0) if member else None
-        reason = refuse_work(signed.body, submitter, context.me, lead, context.policy, context.wall_ms())
-        if reason is not None:
-            self._refused[job] = reason
-            while len(self._refused) > JOBS_MAX:
-                self._refused.pop(next(iter(self._refused)))
-            raise RefusedError(f"not run here: {reason.sentence}", reason=reason)
-        self._jobs.add(KnownJob(signed, keepers, Layout(signed.body)))
-
-    def _take_batches(self, known: KnownJob, reply: PullReply) -> None:
-        manifest = known.job.body.manifest
-        for number, content in reply.batches:
-            if not 0 <= number < len(manifest) or blob_id_of(content) != manifest[number].blob:
-                raise IntegrityError("a batch is not the one in the manifest", reason=Reason.CORRUPT)
-            self._jobs.put(known, number, content, manifest[number].units)
-
-    def _reserve(self, known: KnownJob, grant: Signed[Grant]) -> None:
+    def _reserve(self, source: Source, grant: Signed[Grant]) -> None:
         """Keep the batches of a lease until its last unit has ended."""
-        self._owed[grant.id] = sum(unit_range.units for unit_range in grant.body.ranges)
+        self._owed[grant.id] = _Lease(source, sum(unit_range.units for unit_range in grant.body.ranges))
         while len(self._owed) > LEASES_MAX:
             self._owed.pop(next(iter(self._owed)))
-        self._jobs.reserve(known, grant.body.ranges)
+        self._jobs.reserve(source.known, grant.body.ranges)
 
     # -- running -------------------------------------------------------------------
+
+    def _begin(self, run: core.Run) -> None:
+        task = self._tasks.spawn(self._run(run), "run")
+        if task is not None:
+            self._runs[task] = False
+            task.add_done_callback(self._forget_run)
+
+    def _forget_run(self, task: asyncio.Task[None]) -> None:
+        self._runs.pop(task, None)
 
     async def _run(self, run: core.Run) -> None:
         job, lead = run.source
         known = self._known[job]
-        source = self._source_of(known, NodeKey(lead), run.grant)
+        lease = self._owed.get(run.grant)
+        source = lease.source if lease is not None else Source(known, NodeKey(lead), run.grant)
         files: list[Path] = []
         done = 0
 
         def on_chunk(chunk: BatchChunk) -> None:
             nonlocal done
             done += len(chunk.outcomes)
-            self._on_chunk(known, source, run, chunk)
+            self._on_chunk(source, run, chunk)
 
         try:
-            await self._delivering.room()
-            task = await self._task(known, run, files)
+            await self._delivering.outboxes.room()
+            task = await self._preparing.task(known, lead, run.range, files)
+            self._note_in_pool()
             await self._pool.run(task, on_chunk)
         except P2PGridError as error:
-            self._context.tell(error.reason, f"job {short(job)}: {error}")
-            if error.reason not in (Reason.JOB_OVER, Reason.SHUTDOWN) and done < run.range.units:
+            if error.reason not in (Reason.JOB_OVER, Reason.SHUTDOWN, Reason.DRAINED) and done < run.range.units:
                 left = run.range._replace(start=run.range.start + done, units=run.range.units - done)
                 self._delivering.add_missed(source, left, NO_INPUT, error)
+                done = run.range.units
+            self._context.tell(error.reason, f"job {short(job)}: {error}")
         finally:
-            self._inputs.release(files)
+            self._preparing.release(files)
             self._jobs.release(known, run.range.batch, run.range.units)
-            self._end_run(source, run)
+            self._end_part(source, run.range.units, answered=done >= run.range.units)
             self._handle(core.TaskEnded(run.source))
 
-    @staticmethod
-    def _source_of(known: KnownJob, lead: NodeKey, grant: bytes) -> Source:
-        return Source(known.job.id, lead, grant, known.keepers.body.keepers, known.job.body)
+    def _note_in_pool(self) -> None:
+        task = asyncio.current_task()
+        if task is not None and task in self._runs:
+            self._runs[task] = True
 
-    def _end_run(self, source: Source, run: core.Run) -> None:
+    def _end_part(self, source: Source, units: int, *, answered: bool) -> None:
         """One signature for a lease where its tasks are short: only the last of them sends at once what was gathered."""
-        left = self._owed.pop(run.grant, 0) - run.range.units
-        if left > 0:
-            self._owed[run.grant] = left
-        else:
-            self._delivering.flush(source)
+        lease = self._owed.get(source.grant)
+        if lease is not None:
+            lease.drained |= self.worker.draining and not answered
+            lease.left -= units
+            if lease.left > 0:
+                return
+            del self._owed[source.grant]
+            if lease.drained:
+                self._tasks.spawn(self._hand_back(source), "hand back")
+        self._delivering.flush(source)
 
-    def _on_chunk(self, known: KnownJob, source: Source, run: core.Run, chunk: BatchChunk) -> None:
+    def _on_chunk(self, source: Source, run: core.Run, chunk: BatchChunk) -> None:
         units = len(chunk.outcomes)
         self.done += units
-        first = known.layout.number(run.range.batch, run.range.start)
+        first = source.known.layout.number(run.range.batch, run.range.start)
         unit_range = run.range._replace(start=run.range.start + chunk.first - first, units=units)
         self._delivering.add(source, unit_range, chunk)
         self._handle(core.UnitsDone(run.source, units, chunk.run_us / 1e6))
-
-    async def _task(self, known: KnownJob, run: core.Run, held: list[Path]) -> BatchTask:
-        """Everything the pool needs for one range of units: code, inputs and files, all of it on this disk.
-
-        ``held`` takes the small input files that were written for it, to be released at its end.
-        """
-        job = known.job.body
-        batch, start, units, _ = run.range
-        content = known.batches[batch]
-        stop = start + units
-        sources = (run.source[1], *known.keepers.body.keepers)
-        uses = [use for use in content.blobs if start <= use.unit < stop]
-        values = await self._values([use.blob for use in uses if use.kind == VALUE], sources)
-        files = await self._files(content, [use.blob for use in uses if use.kind == FILE], sources, held)
-        inputs: Sequence[msgspec.Raw] = content.units[start:stop]
-        if values:
-            kind = known.layout.kind_of(batch)
-            derived = kind == REDUCE or (kind == FINISH and not job.derive.reduce)
-            inputs = [msgspec.Raw(fill_in(bytes(raw), values, derived=derived)) for raw in inputs]
-        source = await self._source(known, sources)
-        what = Kind.COMMAND if job.runtime == "command" else KINDS.get(known.layout.kind_of(batch), Kind.FINISH)
-        return BatchTask(
-            job=JobKey(known.job.author, known.job.id),
-            code=Code(source=source, file_name=job.name, seed=job.nonce),
-            runtime=job.runtime,
-            kind=what,
-            first=known.layout.number(batch, start),
-            inputs=list(inputs),
-            timeout_s=job.limits.timeout_s,
-            files=files,
-            result_bytes_max=min(job.limits.result_bytes, self._context.limits.result_bytes),
-            memory_bytes=job.limits.memory_bytes,
-        )
-
-    async def _values(self, blobs: Sequence[bytes], sources: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Values that lie in blobs. A job may not fill the memory with them."""
-        left_bytes = min(self._context.policy.memory_bytes or VALUES_BYTES_MAX, VALUES_BYTES_MAX)
-        values: dict[bytes, bytes] = {}
-        for blob in dict.fromkeys(blobs):
-            values[blob] = await self._storing.read(BlobId(blob), sources, max(1, left_bytes))
-            left_bytes -= len(values[blob])
-        return values
-
-    async def _files(self, batch: Batch, blobs: Sequence[bytes], sources: Sequence[bytes], held: list[Path]) -> dict[BlobId, Path]:
-        """Where the input files of some units lie: small ones are written from the batch, large ones are blobs."""
-        inside = dict(batch.files)
-        found: dict[BlobId, Path] = {}
-        for blob in dict.fromkeys(blobs):
-            content = inside.get(blob)
-            if content is None:
-                found[BlobId(blob)] = await self._storing.path(BlobId(blob), sources)
-            elif blob_id_of(content) == blob:
-                found[BlobId(blob)] = await self._inputs.write(BlobId(blob), content, held)
-            else:
-                raise IntegrityError("an input file does not match its address", reason=Reason.CORRUPT)
-        return found
-
-    async def _source(self, known: KnownJob, sources: Sequence[bytes]) -> str:
-        job = known.job.body
-        if not known.source and (job.code or job.code_blob):
-            limit = self._context.limits.bulk_message_bytes
-            content = job.code or await self._storing.read(BlobId(job.code_blob), sources, limit)
-            try:
-                known.source = content.decode()
-            except UnicodeDecodeError as error:
-                raise MalformedError("the job's code is no text", reason=Reason.MALFORMED) from error
-        return known.source
 
     # -- ends -----------------------------------------------------------------------
 
@@ -340,15 +267,106 @@ class Working:
         self._delivering.drop(job)
         await self._pool.cancel(job)
 
-    def _on_gone(self, peer: NodeKey) -> None:
-        for source in [source for source in self.worker.sources if source[1] == peer]:
-            self._end_source(source)
-
     def _end_source(self, key: core.SourceKey) -> None:
         """What of its leases has not started will not: nothing is kept for it."""
+        if key in self._leadless:
+            self._leadless.pop(key).cancel()
         known, source = self._known.get(key[0]), self.worker.sources.get(key)
         if known is not None and source is not None:
             for grant, unit_range in source.queue:
                 self._jobs.release(known, unit_range.batch, unit_range.units)
                 self._owed.pop(grant, None)
         self._handle(core.SourceGone(key))
+
+    # -- leads that are gone ------------------------------------------------------------
+
+    def _on_gone(self, peer: NodeKey) -> None:
+        for job in self._known.values():
+            job.doubt(peer)
+        for key in [source for source in self.worker.sources if source[1] == peer]:
+            known = self._known.get(key[0])
+            if known is not None and self._others(known, peer):
+                self._handle(core.LeadGone(key))
+                self._watch(key)
+            else:
+                self._end_source(key)
+
+    @staticmethod
+    def _others(known: KnownJob, lead: bytes) -> list[NodeKey]:
+        """Who else would take results for a lead."""
+        return [node for node in known.leads_and_keepers if node != lead]
+
+    def _watch(self, key: core.SourceKey) -> None:
+        """Look after a while whether the results of a source still have somewhere to go."""
+        for gone in [other for other in self._leadless if other == key or other not in self.worker.sources]:
+            self._leadless.pop(gone).cancel()
+        if key in self.worker.sources:
+            loop = asyncio.get_running_loop()
+            self._leadless[key] = loop.call_later(GIVE_UP_AFTER_S, self._look, key)
+
+    def _look(self, key: core.SourceKey) -> None:
+        self._tasks.spawn(self._look_for_keepers(key), "look for keepers")
+
+    async def _look_for_keepers(self, key: core.SourceKey) -> None:
+        """A source whose lead stays away, and whose other nodes cannot be reached either, is dropped."""
+        known = self._known.get(key[0])
+        for node in self._others(known, key[1]) if known is not None else ():
+            with suppress(P2PGridError):
+                if not self._peers.is_live(node):
+                    await self._peers.session(node)
+                if key in self._leadless:
+                    self._watch(key)
+                return
+        if key in self._leadless:
+            self._end_source(key)
+
+    def _end_leadless(self, job: bytes, lead: bytes) -> None:
+        """Somebody who may lead a job says that it is over: so it is for the leads that are gone."""
+        known = self._known.get(job)
+        if known is not None and known.lineage.names(lead):
+            for key in [key for key in self._leadless if key[0] == job]:
+                self._end_source(key)
+
+    # -- leaving ------------------------------------------------------------------------
+
+    async def drain(self, grace_s: float = GRACE_S, deliver_s: float = LAST_DELIVERY_S) -> None:
+        """Take no more work, and end what is here: for a node that leaves.
+
+        Units that run get ``grace_s`` seconds and then are stopped; no other is started. Receipts are delivered, at most for
+        ``deliver_s`` seconds more; leases are handed back as soon as what was answered under them is delivered.
+        """
+        self._deliver_s = deliver_s
+        self._handle(core.Drain())
+        self._pool.wind_down()
+        await asyncio.sleep(0)  # A task that is cancelled before its first step tidies nothing up.
+        for task, in_pool in list(self._runs.items()):
+            if not in_pool:
+                task.cancel()
+        await _ended(list(self._runs), grace_s)
+        await self._pool.stop()
+        await _ended(list(self._runs), STOP_S)
+        await self._delivering.finished(deliver_s)
+        await self._tasks.idle(LAST_WORDS_S)
+
+    def _take_back(self, effect: core.Return) -> None:
+        """Units that were leased and will not start."""
+        lease = self._owed.get(effect.grant)
+        known = self._known.get(effect.source[0])
+        if known is not None:
+            self._jobs.release(known, effect.range.batch, effect.range.units)
+        if lease is not None:
+            self._end_part(lease.source, effect.range.units, answered=False)
+
+    async def _hand_back(self, source: Source) -> None:
+        """Tell who leased them, and who leads by now, that units of a lease were not answered and will not be."""
+        await self._delivering.settled(source.grant, self._deliver_s)
+        known = source.known
+        leads = [source.lead, *known.leads_and_keepers[:1], *[lead for job, lead in self.worker.sources if job == known.job.id]]
+        for lead in dict.fromkeys(leads):
+            if self._peers.is_live(lead):
+                self._peers.notify(NodeKey(lead), "job.returned", LeasesReturned(known.job.id, (source.grant,), Reason.DRAINED))
+
+
+async def _ended(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout_s)

@@ -9,9 +9,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -25,15 +24,14 @@ from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
 from p2pgrid.model.reasons import Reason
 from p2pgrid.store.accounts import Accounts, OwnerQuota
 from p2pgrid.store.books import Books
-from p2pgrid.store.disk import READ_FLAGS, Disk, disk_errors, read_at, regular_size
+from p2pgrid.store.disk import READ_FLAGS, Disk, disk_errors, read_at, read_ranges, regular_size
 from p2pgrid.store.index import DAMAGED, HELD, BlobRow, Index, Lease
 from p2pgrid.store.paths import open_inside, open_untrusted
 from p2pgrid.store.placing import Temporary
-from p2pgrid.store.shelf import RecoveryReport, Shelf, load
+from p2pgrid.store.shelf import UNREADABLE, RecoveryReport, Shelf, load
 from p2pgrid.store.uploads import ChunkWriter, SmallWriter, Uploads
 
 BLOBS_MAX = 1_000_000
-_UNREADABLE = {errno.ENOENT, errno.EIO, errno.EISDIR}
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -88,11 +86,18 @@ class BlobStore:
 
     # Writing
 
-    def put_bytes(self, data: bytes, *, owner: bytes, expires_ms: int) -> BlobId:
-        """Store ``data`` under lease until ``expires_ms``. Raises RefusedError (store full, disk full), BadDataError (too large)."""
+    def on_change(self, callback: Callable[[BlobId], None]) -> None:
+        """Call ``callback(blob)`` when a blob has come, gone, or changed its state or leases: from any thread, and it must not block."""
+        self._books.changed = callback
+
+    def put_bytes(self, data: bytes, *, owner: bytes, expires_ms: int, replicas: int = 1) -> BlobId:
+        """Store ``data`` under lease until ``expires_ms``; ``replicas``: copies the lease wants in the grid.
+
+        Raises RefusedError (store full, disk full), BadDataError (too large).
+        """
         blob, root = address_of(data)
         self._check_size(len(data), self._limits.blob_bytes)
-        lease = Lease(owner, expires_ms)
+        lease = Lease(owner, expires_ms, replicas)
         with self._books.claim(blob), disk_errors("storing a blob"):
             if not self._lease_if_held(blob, lease):
                 # An upload in progress, or a damaged blob, has its room already.
@@ -101,7 +106,7 @@ class BlobStore:
                     temporary.install(blob, root, lease)
         return blob
 
-    def put_file(self, path: Path, *, owner: bytes, expires_ms: int) -> BlobId:
+    def put_file(self, path: Path, *, owner: bytes, expires_ms: int, replicas: int = 1) -> BlobId:
         """Store a file of the owner of this node; links are followed. Raises as put_bytes, and BadDataError when it cannot be read."""
         try:
             descriptor = os.open(path, READ_FLAGS | getattr(os, "O_NONBLOCK", 0))
@@ -111,11 +116,13 @@ class BlobStore:
             size_bytes = regular_size(descriptor)
             if size_bytes is None:
                 raise BadDataError(f"'{path}' is not a regular file")
-            return self._take_in(descriptor, size_bytes, Lease(owner, expires_ms))
+            return self._take_in(descriptor, size_bytes, Lease(owner, expires_ms, replicas))
         finally:
             os.close(descriptor)
 
-    def ingest(self, path: Path | str, size_bytes_max: int, *, owner: bytes, expires_ms: int, folder: Path | None = None) -> BlobId:
+    def ingest(
+        self, path: Path | str, size_bytes_max: int, *, owner: bytes, expires_ms: int, folder: Path | None = None, replicas: int = 1
+    ) -> BlobId:
         """Store a file that strangers made: no links, no pipes, one name only, at most ``size_bytes_max``.
 
         With ``folder``, ``path`` is a name inside it and no part of it may be a link. Raises as put_bytes, and BadDataError.
@@ -123,7 +130,7 @@ class BlobStore:
         opened = open_untrusted(Path(path), size_bytes_max) if folder is None else open_inside(folder, str(path), size_bytes_max)
         descriptor, size_bytes = opened
         try:
-            return self._take_in(descriptor, size_bytes, Lease(owner, expires_ms))
+            return self._take_in(descriptor, size_bytes, Lease(owner, expires_ms, replicas))
         finally:
             os.close(descriptor)
 
@@ -190,6 +197,14 @@ class BlobStore:
         row = self._index.blob(blob)
         return row is not None and row.state == HELD
 
+    def progress(self, blob: BlobId) -> tuple[int, int]:
+        """(bytes that are here, size) of a blob that is held or on its way; zeros when nothing is known of it."""
+        row = self._index.blob(blob)
+        if row is None:
+            return 0, 0
+        done_bytes = row.size_bytes if row.state == HELD else self._uploads.progress(blob) * CHUNK_BYTES
+        return min(done_bytes, row.size_bytes), row.size_bytes
+
     def size(self, blob: BlobId) -> int:
         """Bytes of a held blob. Raises RefusedError (no-blob)."""
         return self._books.held(blob).size_bytes
@@ -226,6 +241,15 @@ class BlobStore:
             return self._verified(row, root, index)
         return self._recheck(blob, root, index)
 
+    def read_chunks(self, blob: BlobId, indexes: Sequence[int], *, verify: bool = True) -> list[bytes]:
+        """Several chunks. Without ``verify`` they may be rotten: for a reader that checks them. Raises as :meth:`read_chunk`."""
+        row = self._books.held(blob)
+        if not verify:
+            ranges = [(index * CHUNK_BYTES, chunk_size(row.size_bytes, index)) for index in indexes]
+            with suppress(OSError):
+                return read_ranges(self._shelf.content(blob), ranges)
+        return [self.read_chunk(blob, index) for index in indexes]
+
     def _verified(self, row: BlobRow, root: BlobRoot | None, index: int) -> bytes:
         with disk_errors("reading a blob"):
             try:
@@ -235,7 +259,7 @@ class BlobStore:
                 finally:
                     os.close(descriptor)
             except OSError as error:
-                if error.errno not in _UNREADABLE:
+                if error.errno not in UNREADABLE:
                     raise
                 raise IntegrityError(f"chunk {index} of blob {short(row.id)} cannot be read", reason=Reason.CORRUPT) from error
         check_chunk(root, row.id, index, data)
@@ -251,7 +275,7 @@ class BlobStore:
                 worse = self._shelf.demote(blob, self._books.current(row))
                 self._books.forget(blob)
                 self._uploads.forget(blob)
-                self._index.put_blob(blob, row.size_bytes, DAMAGED, worse.leases)
+                self._books.put(blob, row.size_bytes, DAMAGED, worse.leases)
                 raise
 
     def chunks(self, blob: BlobId) -> Iterator[bytes]:
@@ -293,10 +317,10 @@ class BlobStore:
 
     # Leases and room
 
-    def lease(self, blob: BlobId, owner: bytes, expires_ms: int) -> None:
-        """Add a lease or prolong one; never shortens. Raises RefusedError (no-blob, store-full)."""
+    def lease(self, blob: BlobId, owner: bytes, expires_ms: int, replicas: int = 1) -> None:
+        """Add a lease, prolong one, or let it want more copies; never takes back. Raises RefusedError (no-blob, store-full)."""
         with self._books.claim(blob), disk_errors("writing a lease"):
-            self._books.take_lease(self._books.row(blob), Lease(owner, expires_ms))
+            self._books.take_lease(self._books.row(blob), Lease(owner, expires_ms, replicas))
 
     def release(self, blob: BlobId, owner: bytes) -> bool:
         """Give a lease up; False when there was none. The blob goes at the next :meth:`expire` unless others lease it."""
@@ -313,6 +337,14 @@ class BlobStore:
     def leases(self, blob: BlobId) -> list[Lease]:
         """Who wants this blob kept, and until when."""
         return self._index.leases(blob)
+
+    def look(self, blobs: Sequence[BlobId]) -> list[tuple[BlobRow | None, list[Lease]]]:
+        """The rows and leases of many blobs at once, in their order; None for what is not here."""
+        return [(self._index.blob(blob), self._index.leases(blob)) for blob in blobs]
+
+    def replicated(self, now_ms: int, after: bytes = b"", limit: int = 1000) -> list[BlobId]:
+        """A page of held blobs behind ``after`` of which a live lease wants more than one copy, ordered by id."""
+        return self._index.replicated_blobs(now_ms, after, limit)
 
     def expire(self, now_ms: int) -> list[BlobId]:
         """Free every blob without a live lease that nobody is writing; returns them."""
@@ -342,13 +374,14 @@ class BlobStore:
             return True
 
     def delete(self, blob: BlobId) -> bool:
-        """Remove a blob whatever leases it has: the owner of this node says so. False when it was not here."""
+        """Remove a blob for good, whatever leases it has: the owner of this node says so. False when it was not here."""
         with self._books.claim(blob), disk_errors("deleting a blob"):
             row = self._index.blob(blob)
             if row is None:
                 return False
             self._uploads.forget(blob)
             self._books.delete(row)
+            self._disk.sync_folder(self._shelf.content(blob).parent)
             return True
 
     def usage(self) -> Usage:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -30,6 +30,9 @@ _CACHE_BYTES_MAX = 4 << 20
 
 class Books:
     """Shared by the threads that an Offload runs the store in."""
+
+    changed: Callable[[BlobId], None] | None = None
+    """Called from any of these threads when a blob has come, gone, or changed its state or leases. Must not block."""
 
     def __init__(self, shelf: Shelf, index: Index, accounts: Accounts) -> None:
         self.shelf, self.index, self.accounts = shelf, index, accounts
@@ -117,8 +120,17 @@ class Books:
         """Make new metadata of a known blob durable, then visible. Raises OSError."""
         self.forget(blob)
         self.shelf.write_meta(blob, meta)
-        self.index.put_blob(blob, meta.size_bytes, state, meta.leases)
+        self.put(blob, meta.size_bytes, state, meta.leases)
         self._remember(blob, meta)
+
+    def put(self, blob: BlobId, size_bytes: int, state: str, leases: tuple[Lease, ...]) -> None:
+        """Make a blob visible as it is on disk now, and say so."""
+        self.index.put_blob(blob, size_bytes, state, leases)
+        self._tell(blob)
+
+    def _tell(self, blob: BlobId) -> None:
+        if self.changed is not None:
+            self.changed(blob)
 
     # Leases
 
@@ -150,7 +162,7 @@ class Books:
         if durable:
             self.write(row.id, msgspec.structs.replace(self.meta(row), leases=kept), row.state)
         else:
-            self.index.put_blob(row.id, row.size_bytes, row.state, kept)
+            self.put(row.id, row.size_bytes, row.state, kept)
         for owner in sorted(gone):
             self.discharge(owner, row.size_bytes)
 
@@ -186,17 +198,19 @@ class Books:
             self.accounts.free(row.size_bytes)
             for owner in owners:
                 self.accounts.unlease(owner, row.size_bytes)
+        self._tell(row.id)
 
 
 def with_lease(meta: Meta, lease: Lease) -> Meta:
-    """Metadata with one lease more, or a longer one. Raises RefusedError over the limit of leases."""
+    """Metadata with one lease more, or one that lasts longer or wants more copies. Raises RefusedError over the limit of leases."""
     others = tuple(known for known in meta.leases if known.owner != lease.owner)
-    mine = next((known.expires_ms for known in meta.leases if known.owner == lease.owner), lease.expires_ms)
+    mine = next((known for known in meta.leases if known.owner == lease.owner), lease)
     if len(others) >= LEASES_PER_BLOB_MAX:
         raise RefusedError("too many owners hold this blob here", reason=Reason.STORE_FULL)
-    if len(others) < len(meta.leases) and mine >= lease.expires_ms:
+    if len(others) < len(meta.leases) and mine.expires_ms >= lease.expires_ms and mine.replicas >= lease.replicas:
         return meta
-    return msgspec.structs.replace(meta, leases=(*others, Lease(lease.owner, max(mine, lease.expires_ms))))
+    best = Lease(lease.owner, max(mine.expires_ms, lease.expires_ms), max(mine.replicas, lease.replicas))
+    return msgspec.structs.replace(meta, leases=(*others, best))
 
 
 def no_blob(blob: BlobId) -> RefusedError:

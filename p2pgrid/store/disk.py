@@ -7,10 +7,12 @@ operation fail, and a simulation can take away whatever was not synced. Foreign 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BUSY = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EBUSY, errno.EINTR}
 _BINARY: int = getattr(os, "O_BINARY", 0)
 READ_FLAGS = os.O_RDONLY | _BINARY
+_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
 def mapped(error: OSError, what: str) -> P2PGridError:
@@ -71,6 +75,11 @@ class Disk:
     def sync(self, descriptor: int) -> None:
         """Wait until content and size are on the medium."""
         os.fsync(descriptor)
+
+    def begin_sync(self, descriptor: int, offset: int, size_bytes: int) -> None:
+        """Ask the system to begin to write a range to the medium, where it can be asked: a later sync waits less. No promise."""
+        if self.syncs and _sync_file_range is not None:
+            _sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _RANGE_WRITE)
 
     def sync_data(self, descriptor: int) -> None:
         """As sync, without the times of the file where the system allows that."""
@@ -146,6 +155,18 @@ def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
         pieces.append(piece)
         missing -= len(piece)
     return b"".join(pieces)
+
+
+def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes at each (offset, size) of a file. Raises OSError, also for a file that is too short."""
+    descriptor = os.open(path, READ_FLAGS)
+    try:
+        found = [read_at(descriptor, size_bytes, offset) for offset, size_bytes in ranges]
+    finally:
+        os.close(descriptor)
+    if any(len(data) != size_bytes for data, (_, size_bytes) in zip(found, ranges, strict=True)):
+        raise OSError(errno.EIO, "the file is too short")
+    return found
 
 
 def regular_size(descriptor: int) -> int | None:

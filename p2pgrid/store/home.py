@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,7 @@ class Home:
         self._random_bytes, self._disk = random_bytes, disk or Disk()
         self._migrations = migrations or {}
         self._lock: int | None = None
+        self._writing = threading.Lock()
 
     @property
     def blobs(self) -> Path:
@@ -223,7 +225,8 @@ class Home:
 
     def write_private(self, name: str, data: bytes) -> None:
         """Replace a small file of the home atomically, mode 0600. Raises RefusedError when the disk is full."""
-        with disk_errors(f"writing '{name}'"):
+        # Two threads that replace the same file would share one temporary file.
+        with self._writing, disk_errors(f"writing '{name}'"):
             self._disk.replace_file(safe_join(self.folder, name), data)
 
     def read_private(self, name: str) -> bytes | None:

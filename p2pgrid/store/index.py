@@ -2,8 +2,8 @@
 
 1. Blobs and leases are restored from the files beside the blobs, jobs from their logs. So the index may lose its last
    transactions (WAL, synchronous NORMAL), and a damaged one is moved aside and made anew, which :class:`IndexReport` says.
-2. ``was_clean`` tells whether the last user closed it. If not, the files decide and the blob store reads them all.
-   That mark alone is written with synchronous FULL: a stale "clean" would hide lost rows.
+2. ``was_clean`` tells whether the last user closed it and not a byte changed since, see :mod:`p2pgrid.store.cleanmark`.
+   If not, the files decide and the blob store reads them all.
 3. One connection behind one lock: any thread may call, one at a time. Calls block on the disk, so coroutines come
    through an Offload.
 """
@@ -17,17 +17,18 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from p2pgrid.errors import ConfigError, P2PGridError, RefusedError, TryAgainError
 from p2pgrid.model.ids import BlobId, JobId
 from p2pgrid.model.reasons import Reason
+from p2pgrid.store import cleanmark
+from p2pgrid.store.disk import disk_errors
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE jobs (
     id BLOB NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL, submitter BLOB NOT NULL, created_ms INTEGER NOT NULL,
     expires_ms INTEGER NOT NULL, state TEXT NOT NULL, units INTEGER NOT NULL, done INTEGER NOT NULL, failed INTEGER NOT NULL,
@@ -36,9 +37,13 @@ CREATE INDEX jobs_expiry ON jobs (expires_ms);
 CREATE TABLE blobs (id BLOB PRIMARY KEY, size_bytes INTEGER NOT NULL, state TEXT NOT NULL, until_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX blobs_until ON blobs (until_ms);
 CREATE TABLE leases (
-    blob BLOB NOT NULL, owner BLOB NOT NULL, expires_ms INTEGER NOT NULL, PRIMARY KEY (blob, owner)) WITHOUT ROWID;
+    blob BLOB NOT NULL, owner BLOB NOT NULL, expires_ms INTEGER NOT NULL, replicas INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (blob, owner)) WITHOUT ROWID;
 CREATE INDEX leases_expiry ON leases (expires_ms);
 """
+
+_UPGRADES = {1: "DROP TABLE meta; ALTER TABLE leases ADD COLUMN replicas INTEGER NOT NULL DEFAULT 1;"}
+"""From each older schema to the next one. What has no way from here is made anew."""
 
 HELD = "held"
 PARTIAL = "partial"
@@ -72,10 +77,11 @@ class BlobRow(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True, array_like=True):
-    """``owner`` wants a blob kept until ``expires_ms`` (Unix milliseconds)."""
+    """``owner`` wants a blob kept until ``expires_ms`` (Unix milliseconds), in ``replicas`` copies in the whole grid."""
 
     owner: bytes
     expires_ms: int
+    replicas: int = 1
 
 
 class IndexReport(msgspec.Struct, frozen=True):
@@ -84,12 +90,18 @@ class IndexReport(msgspec.Struct, frozen=True):
     rebuilt: bool
     was_clean: bool
     why: str = ""
+    set_aside: bool = False
+    """There was one, and it is kept beside the new one."""
 
 
 _JOB_FIELDS = ("id", "role", "name", "submitter", "created_ms", "expires_ms", "state", "units", "done", "failed", "detail")
 _JOB_COLUMNS = ", ".join(_JOB_FIELDS)
 _JOB_PUT = f"INSERT OR REPLACE INTO jobs ({_JOB_COLUMNS}) VALUES ({', '.join('?' * len(_JOB_FIELDS))})"
 _BLOB_COLUMNS = "id, size_bytes, state, until_ms"
+
+
+_NO_DAMAGE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
+"""Errors of opening that say nothing against the index itself."""
 
 
 def _job(row: Sequence[Any]) -> JobRow:
@@ -108,8 +120,8 @@ def _mapped(error: sqlite3.Error) -> P2PGridError:
 class Index:
     """The open index. Made by :meth:`open`."""
 
-    def __init__(self, database: sqlite3.Connection, sync: bool = True) -> None:
-        self._database, self._sync = database, sync
+    def __init__(self, database: sqlite3.Connection, path: Path, sync: bool = True) -> None:
+        self._database, self._path, self._sync = database, path, sync
         self._lock = threading.RLock()
         self._depth = 0
 
@@ -120,46 +132,52 @@ class Index:
         ``sync`` False: never wait for the medium, for folders that do not outlive their machine.
         Raises ConfigError or RefusedError (disk full) when not even a new one can be made.
         """
-        why = "there was none"
+        why = ""
+        with disk_errors("opening the index"):
+            mark = cleanmark.take(path, sync=sync)
         if path.exists():
             try:
-                return cls._open_existing(path, sync)
+                return cls._open_existing(path, sync, mark)
             except (sqlite3.DatabaseError, ValueError) as error:
-                if isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
-                    raise _mapped(error) from error
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_DAMAGE:
+                    raise _mapped(cast(sqlite3.Error, error)) from error
                 why = f"it was damaged: {error}"
                 _set_aside(path)
         try:
             database = _connect(path, sync)
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            _mark_clean(database, False, sync)
         except sqlite3.Error as error:
             raise _mapped(error) from error
-        return cls(database, sync), IndexReport(rebuilt=True, was_clean=False, why=why)
+        report = IndexReport(rebuilt=True, was_clean=False, why=why or "there was none", set_aside=bool(why))
+        return cls(database, path, sync), report
 
     @classmethod
-    def _open_existing(cls, path: Path, sync: bool) -> tuple[Index, IndexReport]:
+    def _open_existing(cls, path: Path, sync: bool, mark: bytes | None) -> tuple[Index, IndexReport]:
+        if mark is not None and mark != cleanmark.digest_of(path):
+            raise ValueError("its bytes changed while nobody used it")
         database = _connect(path, sync)
         try:
-            version = database.execute("PRAGMA user_version").fetchone()[0]
+            version = _upgraded(database)
             if version != SCHEMA_VERSION:
                 raise ValueError(f"its schema is {version}, not {SCHEMA_VERSION}")
             verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise ValueError(str(verdict))
-            row = database.execute("SELECT value FROM meta WHERE name = 'clean'").fetchone()
-            _mark_clean(database, False, sync)
+            # An index that cannot be written to is of no use either.
+            database.executescript("BEGIN IMMEDIATE; ROLLBACK;")
         except BaseException:
             database.close()
             raise
-        was_clean = row is not None and row[0] == "1"
-        return cls(database, sync), IndexReport(rebuilt=False, was_clean=was_clean)
+        return cls(database, path, sync), IndexReport(rebuilt=False, was_clean=mark is not None)
 
     def close(self) -> None:
-        """Mark the index clean and close it. Idempotent."""
-        with self._lock, suppress(sqlite3.Error):
-            _mark_clean(self._database, True, self._sync)
+        """Close the index and mark it clean. Idempotent."""
+        with self._lock, suppress(sqlite3.Error, OSError):
+            # Fails when it is closed already; then the file may have another user.
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._database.close()
+            if not self._path.with_name(self._path.name + "-wal").exists():
+                cleanmark.leave(self._path, sync=self._sync)
 
     def abandon(self) -> None:
         """Close without the mark of a clean end, as a crash would: the next user reads everything from the disk. Idempotent."""
@@ -255,8 +273,8 @@ class Index:
         with self.transaction() as database:
             database.execute(f"INSERT OR REPLACE INTO blobs ({_BLOB_COLUMNS}) VALUES (?, ?, ?, ?)", (blob, size_bytes, state, until_ms))
             database.execute("DELETE FROM leases WHERE blob = ?", (blob,))
-            rows = [(blob, lease.owner, lease.expires_ms) for lease in kept]
-            database.executemany("INSERT OR REPLACE INTO leases (blob, owner, expires_ms) VALUES (?, ?, ?)", rows)
+            rows = [(blob, lease.owner, lease.expires_ms, lease.replicas) for lease in kept]
+            database.executemany("INSERT OR REPLACE INTO leases (blob, owner, expires_ms, replicas) VALUES (?, ?, ?, ?)", rows)
 
     def delete_blob(self, blob: BlobId) -> None:
         with self.transaction() as database:
@@ -279,7 +297,16 @@ class Index:
         return [BlobRow(*row) for row in self._rows(query, after, state, limit)]
 
     def leases(self, blob: BlobId) -> list[Lease]:
-        return [Lease(*row) for row in self._rows("SELECT owner, expires_ms FROM leases WHERE blob = ? ORDER BY owner", blob)]
+        query = "SELECT owner, expires_ms, replicas FROM leases WHERE blob = ? ORDER BY owner"
+        return [Lease(*row) for row in self._rows(query, blob)]
+
+    def replicated_blobs(self, now_ms: int, after: bytes = b"", limit: int = 1000) -> list[BlobId]:
+        """A page of held blobs of which a live lease wants more than one copy, in the order of their ids, behind ``after``."""
+        query = (
+            "SELECT DISTINCT blob FROM leases JOIN blobs ON blobs.id = leases.blob"
+            " WHERE blob > ? AND replicas > 1 AND expires_ms > ? AND state = ? ORDER BY blob LIMIT ?"
+        )
+        return [row[0] for row in self._rows(query, after, now_ms, HELD, limit)]
 
     def unleased_blobs(self, now_ms: int, after: bytes = b"", limit: int = 1000) -> list[BlobRow]:
         """Blobs whose last lease has ended, in the order of their ids."""
@@ -315,12 +342,13 @@ def _connect(path: Path, sync: bool) -> sqlite3.Connection:
     return database
 
 
-def _mark_clean(database: sqlite3.Connection, clean: bool, sync: bool) -> None:
-    if sync:
-        database.execute("PRAGMA synchronous = FULL")
-    database.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('clean', ?)", ("1" if clean else "0",))
-    if sync:
-        database.execute("PRAGMA synchronous = NORMAL")
+def _upgraded(database: sqlite3.Connection) -> int:
+    """The schema of an index, after every step that leads from it to a newer one."""
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    while version in _UPGRADES:
+        database.executescript(f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {version + 1}; COMMIT;")
+        version += 1
+    return version
 
 
 def _set_aside(path: Path) -> None:

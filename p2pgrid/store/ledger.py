@@ -66,10 +66,29 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     header_repaired: bool = False
     set_aside: str = ""
     """The name of a file whose header was beyond use, kept beside an empty new log."""
+    was_empty: bool = False
+    """There was a file without a byte in it: either nothing was ever acknowledged, or somebody emptied it."""
 
     @property
     def sound(self) -> bool:
-        return not (self.damaged or self.cut_bytes or self.header_repaired or self.set_aside)
+        return not self.why
+
+    @property
+    def why(self) -> str:
+        """In words what was wrong; empty when nothing was. A torn tail alone is what every crash may leave."""
+        found = []
+        if self.set_aside:
+            found.append(f"its header was damaged; it is kept as {self.set_aside} and begun anew")
+        if self.was_empty:
+            found.append("it was empty")
+        if self.header_repaired:
+            found.append("its header was repaired")
+        if self.damaged:
+            lost_bytes = sum(span.end - span.start for span in self.damaged)
+            found.append(f"{lost_bytes} bytes in {len(self.damaged)} places were damaged and are passed over")
+        if self.cut_bytes:
+            found.append(f"{self.cut_bytes} bytes of an unfinished write were cut off")
+        return "; ".join(found)
 
 
 class _Marks:
@@ -197,7 +216,7 @@ class JobLog:
         cls, path: Path, job: JobId, random_bytes: RandomBytes, raw: bytes | None, disk: Disk, limits: Limits
     ) -> tuple[JobLog, ReplayReport]:
         """Start afresh. A file shorter than a header never acknowledged anything; a longer one is kept aside."""
-        report = ReplayReport(cut_bytes=len(raw or b""))
+        report = ReplayReport(cut_bytes=len(raw or b""), was_empty=raw == b"")
         if raw is not None and len(raw) >= HEADER_BYTES:
             aside = path.with_suffix(".damaged")
             disk.rename(path, aside)
@@ -321,8 +340,8 @@ class JobLog:
         return records, position
 
 
-def _ignore(kind: int, data: bytes) -> None:
-    """For those who only want the log opened."""
+def _ignore(first: object, second: object) -> None:
+    """For those who do not want to be told."""
 
 
 def _note(damaged: list[Span], span: Span) -> None:
@@ -351,6 +370,8 @@ class Ledgers:
         self._folder, self._random_bytes, self._disk, self._limits = folder, random_bytes, disk or Disk(), limits
         self._logs: dict[JobId, JobLog] = {}
         self._lock = threading.Lock()
+        self.on_unsound: Callable[[JobId, ReplayReport], None] = _ignore
+        """Told of every log that was found other than it was left, from whatever thread opened it. Must not block."""
         with disk_errors("making the folder of job logs"):
             self._disk.make_folder(folder)
 
@@ -382,6 +403,8 @@ class Ledgers:
         if job not in self._logs and len(self._logs) >= self._limits.jobs_kept + self._limits.jobs_led:
             raise RefusedError(f"no room for the log of job {short(job)}", reason=Reason.KEEPER_FULL)
         self._logs[job], report = JobLog.open(self._path(job), job, self._random_bytes, each=each, disk=self._disk, limits=self._limits)
+        if not report.sound:
+            self.on_unsound(job, report)
         return report
 
     def log(self, job: JobId) -> JobLog:
@@ -396,6 +419,7 @@ class Ledgers:
         with self._lock:
             self._logs.pop(job, None)
         with disk_errors("deleting a job log"):
-            self._disk.unlink(self._path(job))
+            # The log goes last: as long as it is there, somebody will come again to remove what is left.
             self._disk.unlink(self._path(job).with_suffix(".damaged"))
+            self._disk.unlink(self._path(job))
             self._disk.sync_folder(self._folder)

@@ -41,7 +41,7 @@ class Temporary:
         books = self._books
         row = books.index.blob(blob)
         before = books.current(row, root) if row is not None else Meta(self._size_bytes, root)
-        after = msgspec.structs.replace(with_lease(before, lease), damaged=False)
+        after = with_lease(before, lease)
         try:
             with books.charged(before, lease.owner):
                 self._place(blob, after, known=row is not None)
@@ -61,7 +61,10 @@ class Temporary:
         shelf.write_meta(blob, meta, sync_name=False)
         shelf.disk.rename(self.path, shelf.content(blob))
         shelf.disk.sync_folder(folder)
-        books.index.put_blob(blob, meta.size_bytes, HELD, meta.leases)
+        if meta.damaged:
+            # Not before the rename: a crash between the two would make an upload of a blob that waits to be healed.
+            shelf.write_meta(blob, msgspec.structs.replace(meta, damaged=False))
+        books.put(blob, meta.size_bytes, HELD, meta.leases)
         if known:
             self._uploads.forget(blob)
             shelf.disk.unlink(shelf.part(blob))

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from p2pgrid.model.ids import DIGEST_BYTES, BlobId
 from p2pgrid.store.disk import READ_FLAGS, Disk, read_at, regular_size
 from p2pgrid.store.index import DAMAGED, HELD, PARTIAL, Lease
 
+UNREADABLE = {errno.ENOENT, errno.EIO, errno.EISDIR}
+"""What a file says that is not there any more, or lies on a bad sector: that file is damaged, not the whole store."""
 ORPHAN_MS = 7 * 24 * 3600 * 1000
 _META_BYTES_MAX = 2 << 20
 
@@ -60,6 +63,18 @@ class RecoveryReport(msgspec.Struct, kw_only=True):
     """Blobs whose metadata was unreadable; kept for a week."""
     lost: int = 0
     """Files that were neither readable nor what their name says."""
+
+    @property
+    def why(self) -> str:
+        """In words what was wrong, empty when nothing was. Leftovers are what every crash may leave."""
+        found = []
+        if self.lost:
+            found.append(f"blobs beyond use, now gone: {self.lost}")
+        if self.damaged:
+            found.append(f"damaged blobs, to be healed: {self.damaged}")
+        if self.orphans:
+            found.append(f"blobs that lost their leases, kept for a week: {self.orphans}")
+        return "; ".join(found)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -101,12 +116,14 @@ class Shelf:
         """The metadata of a blob, or None when there is none or it is damaged."""
         try:
             descriptor = os.open(self.meta(blob), READ_FLAGS)
-        except FileNotFoundError:
+            try:
+                raw = read_at(descriptor, _META_BYTES_MAX, 0)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
             return None
-        try:
-            raw = read_at(descriptor, _META_BYTES_MAX, 0)
-        finally:
-            os.close(descriptor)
         check, body = raw[:DIGEST_BYTES], raw[DIGEST_BYTES:]
         if blake3(body).digest() != check:
             return None
@@ -195,8 +212,13 @@ class Shelf:
     def root_of(self, blob: BlobId) -> tuple[BlobRoot | None] | None:
         """The root of a held blob from its content, in a tuple; None when the content is not the blob's."""
         hasher = BlobHasher()
-        for data in self.pieces(self.content(blob)):
-            hasher.update(data)
+        try:
+            for data in self.pieces(self.content(blob)):
+                hasher.update(data)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return None
         found, root = hasher.finish()
         return (root,) if found == blob else None
 

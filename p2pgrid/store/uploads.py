@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -35,7 +35,10 @@ class ChunkWriter(Protocol):
         """The indexes of the chunks that are still wanted; empty when the blob is held already."""
 
     def write_chunk(self, index: int, data: bytes) -> bool:
-        """Verify and write one chunk; False when it was there already.
+        """Verify and write one chunk; False when it was there already. Raises as :meth:`write_chunks`."""
+
+    def write_chunks(self, chunks: Sequence[tuple[int, bytes]]) -> int:
+        """Verify and write chunks, each with its index; returns how many were not there yet. Those before a wrong one are kept.
 
         Raises IntegrityError (wrong bytes), MalformedError (no such chunk), RefusedError (disk full, or deleted meanwhile).
         """
@@ -66,6 +69,9 @@ class SmallWriter:
         self._data = data
         return fresh
 
+    def write_chunks(self, chunks: Sequence[tuple[int, bytes]]) -> int:
+        return sum(self.write_chunk(index, data) for index, data in chunks)
+
     def commit(self) -> BlobId:
         if self._data is not None:
             return self._put(self._data)
@@ -92,10 +98,20 @@ class LargeWriter:
         return self._uploads.missing(self.blob, self.root)
 
     def write_chunk(self, index: int, data: bytes) -> bool:
-        if len(data) != chunk_size(self.size_bytes, index):
-            raise IntegrityError(f"chunk {index} of blob {short(self.blob)} has a wrong size", reason=Reason.CORRUPT)
-        check_chunk(self.root, self.blob, index, data)
-        return self._uploads.write_chunk(self.blob, self.root, index, data)
+        return self.write_chunks([(index, data)]) == 1
+
+    def write_chunks(self, chunks: Sequence[tuple[int, bytes]]) -> int:
+        good: list[tuple[int, bytes]] = []
+        try:
+            # The digests are made before the claim is asked for, so that several writers of one blob do not wait for them.
+            for index, data in chunks:
+                if len(data) != chunk_size(self.size_bytes, index):
+                    raise IntegrityError(f"chunk {index} of blob {short(self.blob)} has a wrong size", reason=Reason.CORRUPT)
+                check_chunk(self.root, self.blob, index, data)
+                good.append((index, data))
+        finally:
+            fresh = self._uploads.write_chunks(self.blob, self.root, good) if good else 0
+        return fresh
 
     def commit(self) -> BlobId:
         self._uploads.commit(self.blob, self.root)
@@ -124,6 +140,11 @@ class Uploads:
     def is_open(self, blob: BlobId) -> bool:
         """Whether somebody is writing this blob now."""
         return blob in self._writers
+
+    def progress(self, blob: BlobId) -> int:
+        """How many chunks of an upload are there, as far as that is known without reading."""
+        present = self._present.get(blob)
+        return sum(present) if present is not None else 0
 
     def open(self, blob: BlobId, root: BlobRoot, lease: Lease) -> LargeWriter:
         """Begin or resume the upload of a blob whose root was checked."""
@@ -183,22 +204,26 @@ class Uploads:
                 return []
             return [index for index, there in enumerate(self._chunks(row, root)) if not there]
 
-    def write_chunk(self, blob: BlobId, root: BlobRoot, index: int, data: bytes) -> bool:
+    def write_chunks(self, blob: BlobId, root: BlobRoot, chunks: Sequence[tuple[int, bytes]]) -> int:
+        """Write chunks that were verified; returns how many were not there yet."""
         shelf = self._books.shelf
         with self._books.claim(blob), disk_errors("writing a chunk"):
             row = self._books.row(blob)
             if row.state == HELD:
-                return False
+                return 0
             present = self._chunks(row, root)
-            if present[index]:
-                return False
+            fresh = {index: data for index, data in chunks if not present[index]}
+            if not fresh:
+                return 0
             descriptor = shelf.disk.modify(shelf.part(blob))
             try:
-                shelf.disk.write_at(descriptor, data, index * CHUNK_BYTES)
+                for index, data in fresh.items():
+                    shelf.disk.write_at(descriptor, data, index * CHUNK_BYTES)
+                    shelf.disk.begin_sync(descriptor, index * CHUNK_BYTES, len(data))
+                    present[index] = 1
             finally:
                 shelf.disk.close(descriptor)
-            present[index] = 1
-            return True
+            return len(fresh)
 
     def commit(self, blob: BlobId, root: BlobRoot) -> None:
         books, shelf = self._books, self._books.shelf
@@ -222,7 +247,7 @@ class Uploads:
             if meta.damaged:
                 books.write(blob, msgspec.structs.replace(meta, damaged=False), HELD)
             else:
-                books.index.put_blob(blob, row.size_bytes, HELD, meta.leases)
+                books.put(blob, row.size_bytes, HELD, meta.leases)
 
     def leave(self, blob: BlobId, *, abandoned_by: bytes | None = None) -> None:
         books = self._books

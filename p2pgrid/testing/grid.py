@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from p2pgrid.runtimes.tasks import Kind
-from p2pgrid.testing import faults
+from p2pgrid.testing import faults, tails
 from p2pgrid.testing.air.network import SimulatedNetwork, Weather
 from p2pgrid.testing.hostile.attackers import Attackers
 from p2pgrid.testing.observe import Onlooker
@@ -118,7 +118,7 @@ class SimulatedGrid:
         self._calm()
         bound_s = world.now + self.scenario.settle_s
         world.run_for(min(self.scenario.calm_s, self.scenario.settle_s))
-        world.run_until(lambda: self.errands.settled() and not self.referee.liveness.due, bound_s)
+        world.run_until(lambda: self.errands.settled() and not self.referee.due(), bound_s)
         for onlooker in crowd.onlookers:
             onlooker.at_end()
         self.errands.read_all()
@@ -136,11 +136,11 @@ class SimulatedGrid:
             onlooker.on_calm()
 
     def _close_all(self) -> None:
-        """Every node leaves, in an order drawn from the seed; each within its bound."""
+        """Every node ends, in an order drawn from the seed; each within its bound. There is nobody to hand anything to."""
         crowd, names = self.crowd, self.crowd.running()
         self.world.fork("closing").shuffle(names)
         for name in names:
-            crowd.leave(name)
+            crowd.machines[name].leave(0.0)
         over = self.world.run_until(lambda: not crowd.running(), self.world.now + CLOSING_S)
         if not over:
             for name in crowd.running():
@@ -162,6 +162,8 @@ class SimulatedGrid:
             units=sum(run.map_units for run in self.errands.jobs),
             files=sum(run.stored for run in self.errands.files),
             makespan_ratio=max((round(job.makespan_s / job.ideal_s, 3) for job in jobs if job.ideal_s >= IDEAL_MIN_S), default=0.0),
+            tail_ratio=max((job.tail_ratio for job in jobs), default=0.0),
+            extra_work=max((job.extra_work for job in jobs), default=0.0),
             jobs=jobs,
             faults=dict(sorted(self.crowd.faults.items())),
             reasons=dict(sorted(self.reasons.items())),
@@ -177,6 +179,7 @@ class SimulatedGrid:
         verdict.violations = self._broken
         self.referee.judge(verdict)
         self._add_unread(verdict)
+        self._look_at_conflicts(verdict)
         verdict.ok = not verdict.violations
         verdict.trace_hash = self._trace_hash(verdict)
         return verdict
@@ -190,6 +193,17 @@ class SimulatedGrid:
         if lost:
             text = f"{lost} decided values could not be read though they are there"
             verdict.violations.append(Violation("S5", self.world.now, "jobs", text))
+
+    def _look_at_conflicts(self, verdict: Verdict) -> None:
+        """Whoever asks for a job in which leads have decided differently is told so."""
+        for run in self.errands.jobs:
+            if run.job is None or not (conflicts := self.referee.views.conflicts(run.job)):
+                continue
+            self.crowd.count_path("conflict")
+            if run.read is not None and run.told_conflicts < conflicts:
+                text = f"{conflicts} units have two answers, and the last reader was told of {run.told_conflicts}"
+                verdict.violations.append(Violation("S2", self.world.now, run.plan.name, text))
+        verdict.paths = dict(sorted(self.crowd.paths.items()))
 
     def _trace_hash(self, verdict: Verdict) -> str:
         """Over all events, and over what came of them."""
@@ -206,13 +220,18 @@ class SimulatedGrid:
             made.makespan_s = round(run.ended_s - run.submitted_s, 3)
             work_s = sum(self.times.base_s(run.job, Kind.MAP, number) for number in range(run.map_units)) * run.plan.quorum
             made.ideal_s = round(self.crowd.ideal_s(run.submitted_s, work_s), 3)
+            if not run.plan.fails:
+                needed_s = sum(self.times.base_s(run.job, kind, index) for kind, index in self.referee.ends.units(run.job))
+                tail = self.referee.ends.tail(run.job)
+                tail.spent_s = self.times.spent_s.get(run.job, 0.0)
+                made.tail_ratio, made.extra_work = tail.ratio(run.submitted_s), tail.beyond(needed_s * run.plan.quorum)
         return made
 
     def _expect(self, verdict: Verdict) -> None:
         """What the scenario promises beyond the invariants."""
         expect = self.scenario.expect
         for run in self.errands.jobs:
-            if run.cancelled or not run.plan.until_end:
+            if run.cancelled or not run.plan.until_end or run.job in self.referee.liveness.excused:
                 continue
             # Values whose every copy was struck are unlucky, and counted as that.
             whole = bool(run.expected) and run.correct + self.errands.gone(run) == len(run.expected)
@@ -224,6 +243,8 @@ class SimulatedGrid:
                 self._break("expect", run.plan.name, f"only {run.correct} of {len(run.expected)} values are right")
         if expect.makespan_ratio_max >= 0 and verdict.makespan_ratio > expect.makespan_ratio_max:
             self._break("expect", "jobs", f"the makespan is {verdict.makespan_ratio} times the ideal")
+        for text in tails.broken(verdict, expect.tail_ratio_max, expect.extra_work_max):
+            self._break("expect", "jobs", text)
 
 
 def _weather(air: AirPlan) -> Weather:

@@ -104,8 +104,8 @@ class Onlooker:
     def on_value(self, name: str, job: bytes, number: int, value: object) -> None:
         """A reader at a machine was given the value of a unit of a job's last layer."""
 
-    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
-        """A put was acknowledged, with the keys of the nodes that hold the blob."""
+    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes], replicas: int = 3) -> None:
+        """A put was acknowledged, with the keys of the nodes that hold the blob, and the copies that were asked for."""
 
     def on_read(self, name: str, blob: bytes, ok: bool, text: str) -> None:
         """A get ended."""

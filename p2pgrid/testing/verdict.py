@@ -28,6 +28,10 @@ class JobVerdict(msgspec.Struct, kw_only=True):
     makespan_s: float = 0.0
     ideal_s: float = 0.0
     """The sum of its units' times over the capacity that was there while it ran."""
+    tail_ratio: float = 0.0
+    """When its last unit was decided over when 95 % were, both since it was submitted; 0 when it did not end."""
+    extra_work: float = 0.0
+    """Unit seconds at speed 1 that machines spent on it beyond those it needed, over those it needed; 0 when it did not end."""
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -53,8 +57,15 @@ class Verdict(msgspec.Struct, kw_only=True):
     accepted_wrong: int = 0
     accepted_wrong_expected: float = 0.0
     accepted_twice: int = 0
+    """Units that a lead gave a value though it knew that they had one."""
+    conflicts: int = 0
+    """Units that two leads who did not know of one another decided differently: shown to every reader."""
     makespan_ratio: float = 0.0
     """The longest of the jobs' makespans over its ideal; 0 when no job ended."""
+    tail_ratio: float = 0.0
+    """The worst of its jobs that were not failing on purpose."""
+    extra_work: float = 0.0
+    """The most of its jobs."""
     violations: list[Violation] = []
     jobs: list[JobVerdict] = []
     faults: dict[str, int] = {}

@@ -40,6 +40,10 @@ class PullRequest(Message, frozen=True):
     """The worker does not have the signed job yet."""
     have: tuple[int, ...] = ()
     """Batches it still holds."""
+    epoch: int = -1
+    """Of the newest keeper set it knows; -1: none."""
+    leases: tuple[bytes, ...] = ()
+    """Leases of the job that it still answers. A lead whose keeper set is newer than ``epoch`` gives the others up."""
 
 
 class PullReply(Message, frozen=True):
@@ -48,8 +52,20 @@ class PullReply(Message, frozen=True):
     over: bool
     grant: bytes = b""
     job: bytes = b""
-    keepers: bytes = b""
+    keepers: tuple[bytes, ...] = ()
+    """From a keeper set that the submitter signed to the newest, each after the first by somebody named before.
+
+    Empty unless the worker's newest is older.
+    """
     batches: tuple[tuple[int, bytes], ...] = ()
+
+
+class LeasesReturned(Message, frozen=True):
+    """``job.returned``, worker to whoever granted, one-way: nothing more will be answered under these leases."""
+
+    job: bytes
+    grants: tuple[bytes, ...]
+    reason: str
 
 
 class Payload(Message, frozen=True):
@@ -70,6 +86,8 @@ class Delivery(Message, frozen=True):
 
     job: bytes
     items: tuple[Delivered, ...]
+    grants: tuple[bytes, ...] = ()
+    """The leases of the receipts, for a receiver that did not grant them: their author may be gone before it told anybody."""
 
 
 class DeliveryReply(Message, frozen=True):
@@ -93,6 +111,36 @@ class DeltaRequest(Message, frozen=True):
 
     job: bytes
     records: tuple[LogRecord, ...]
+
+
+class DeltaReply(Message, frozen=True):
+    """``keepers``: the chain to a newer keeper set than the sender's, when the receiver knows one: others lead the job by now."""
+
+    keepers: tuple[bytes, ...] = ()
+
+
+class HandOver(Message, frozen=True):
+    """``job.handover``, lead to keeper: lead the job from now on. Answered when the new keeper set is on disk."""
+
+    job: bytes
+
+
+class LeadingQuestion(Message, frozen=True):
+    """``job.leading``, keeper to lead: does it lead these jobs?"""
+
+    jobs: tuple[bytes, ...]
+
+
+class LeadingAnswer(Message, frozen=True):
+    """``leads`` has a byte for each job asked about: 1 if it is led there now."""
+
+    leads: bytes
+
+
+class NodeLeaving(Message, frozen=True):
+    """``node.leaving``, to everybody, one-way: takes no more work, and will be gone within ``within_s`` seconds."""
+
+    within_s: float
 
 
 class CancelRequest(Message, frozen=True):
@@ -151,6 +199,8 @@ class BlobWrite(Message, frozen=True):
     expires_ms: int
     announce: bool
     """Record the receiver as a holder in the DHT."""
+    replicas: int = 1
+    """Copies wanted in all; more than one: the receiver cares with the other holders that as many stay."""
 
 
 class BlobWant(Message, frozen=True):
@@ -158,8 +208,8 @@ class BlobWant(Message, frozen=True):
 
     refused: str
     message: str
-    first: int
-    """The first chunk wanted; all from here are."""
+    runs: tuple[tuple[int, int], ...] = ()
+    """(first, count) of the chunks still needed, ascending; at most 1,024 of them."""
 
 
 class BlobHeld(Message, frozen=True):
@@ -167,6 +217,47 @@ class BlobHeld(Message, frozen=True):
 
     held: bool
     reason: str = ""
+
+
+class ProofWanted(NamedTuple):
+    """A question within :class:`BlobHolds`: the digest of a nonce and a chunk, of the blob at a place."""
+
+    place: int
+    chunk: int
+    nonce: bytes
+
+
+class BlobHolds(Message, frozen=True):
+    """``blob.holds``, holder to holder: which of these do you keep? The sender keeps them itself, or has until now."""
+
+    blobs: bytes
+    """Ids of 32 bytes, joined; at most 1,024."""
+    until_ms: tuple[int, ...]
+    """For how long each is wanted (Unix)."""
+    proofs: tuple[ProofWanted, ...] = ()
+    """At most 32."""
+
+
+class BlobHoldsReply(Message, frozen=True):
+    """The answer to ``blob.holds``."""
+
+    kept: bytes
+    """A byte for each blob: 0 no, 1 yes, 2 for a shorter time only."""
+    proofs: tuple[bytes, ...] = ()
+    """The BLAKE3 digest of nonce and chunk for each wanted proof, in order; empty where there is none."""
+
+
+class HoldersOf(NamedTuple):
+    """Who keeps one blob."""
+
+    blob: bytes
+    holders: tuple[bytes, ...]
+
+
+class BlobHolders(Message, frozen=True):
+    """``blob.holders``, holder to holder, one-way: who else keeps these, by what the sender knows."""
+
+    items: tuple[HoldersOf, ...]
 
 
 # -- nodes -----------------------------------------------------------------------

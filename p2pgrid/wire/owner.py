@@ -60,10 +60,12 @@ class SubmitHeader(Message, frozen=True):
     batches: int
     follow: bool = False
     """After the answer, FollowEvents come on the same stream, as on ``own.follow`` with ``wait``."""
+    detach: bool = False
+    """Answer only when the keepers have the whole job, its code and input files."""
 
 
 class Submitted(Message, frozen=True):
-    """Answer within an ``own.submit`` stream: the job, or an error."""
+    """Answer within an ``own.submit`` stream: the job, or an error. ``keepers``: after ``detach``, those who have all of it."""
 
     job: bytes
     keepers: int
@@ -102,6 +104,8 @@ class JobLine(Message, frozen=True):
     final_first: int = 0
     """Number of the first of these units."""
     map_units: int = 0
+    lead: bytes = b""
+    """The node that leads it, as far as is known here."""
 
 
 class JobsReply(Message, frozen=True):
@@ -143,16 +147,28 @@ class FollowEvent(Message, frozen=True):
 
 
 class PutHeader(Message, frozen=True):
-    """``own.put``, a stream of raw bytes to the end; answered by a framed PutReply."""
+    """``own.put``, a stream: the framed root follows (empty for one chunk), then the chunks that the first FileReply asks for.
+
+    Each chunk goes with its number and its size (4 bytes each). FileReplies with news come until one is the last.
+    """
 
     name: str
     replicas: int
+    """Copies wanted in all, this node's included; 0: as many as the availability of the peers asks for."""
     expires_ms: int
     announce: bool
+    blob: bytes = b""
+    size_bytes: int = 0
+    place: bytes = b""
+    """Blobs with the same one are copied to the same nodes as far as these take them; empty: the blob's own."""
+    listed: bool = False
+    """Remember it, with its name, as something that the owner put here."""
+    path: str = ""
+    """Where the content lies on this machine, if it does: what can be read there need not be sent."""
 
 
-class PutReply(Message, frozen=True):
-    """Answer within an ``own.put`` or ``own.get`` stream: the blob, or an error."""
+class FileReply(Message, frozen=True):
+    """Within ``own.put``, ``own.get`` and ``own.pin`` streams: how far it is, what is wanted, or an error."""
 
     blob: bytes
     size_bytes: int
@@ -161,19 +177,133 @@ class PutReply(Message, frozen=True):
     reason: str = ""
     hint: str = ""
     kind: str = ""
+    last: bool = True
+    wanted: int = 0
+    """Copies wanted in all."""
+    asks: bool = False
+    """``missing`` is what is to be sent now."""
+    missing: tuple[tuple[int, int], ...] = ()
+    """(first, count) of chunks."""
+    root: bytes = b""
+    """The encoded root; empty for a blob of one chunk."""
+    head: bytes = b""
+    """The first bytes of the content, which tell a folder."""
+    name: str = ""
+    """What it was called when it was put here."""
+    done_bytes: int = 0
+    """Of what is being done now, where it can be told."""
+    path: str = ""
+    """Where the content lies on this machine: what can be read there need not be asked for."""
 
 
 class GetHeader(Message, frozen=True):
-    """``own.get``, a stream: a framed PutReply with the size, then the raw bytes."""
+    """``own.get``, a stream: FileReplies, of which the last that is no error says what the blob is.
+
+    The caller answers with a framed GetFrom, and the chunks follow as in ``own.put``; instead of one, its number being all
+    ones, a framed FileReply tells why there are no more.
+    """
 
     blob: bytes
     sources: tuple[bytes, ...] = ()
+    folder: bytes = b""
+    """The folder that the blob was found in: its holders are asked too."""
+
+
+class GetFrom(Message, frozen=True):
+    """Within ``own.get``: chunks from ``first`` on are wanted."""
+
+    first: int
+
+
+class PinHeader(Message, frozen=True):
+    """``own.pin``, a stream of FileReplies: keep a blob here, and if it is a folder all its files, for good; or no longer."""
+
+    blob: bytes
+    keep: bool
+
+
+class BlobsRequest(Message, frozen=True):
+    """``own.blobs``. ``all``: what lies here for others too, a page of it behind the id ``after``."""
+
+    all: bool = False
+    after: bytes = b""
+
+
+class BlobLine(Message, frozen=True):
+    """A line of ``blobs``."""
+
+    blob: bytes
+    name: str
+    kind: str
+    """``file``, ``folder``, or empty for what the owner did not put or pin here."""
+    size_bytes: int
+    """Of a folder: of all its files."""
+    copies: int
+    """Confirmed, as far as this node knows."""
+    wanted: int
+    expires_ms: int
+    pinned: bool
+    put_ms: int
+    state: str
+    """``held``, ``partial``, ``damaged``, or ``gone``."""
+    owners: tuple[bytes, ...] = ()
+    """Whose leases keep it here."""
+
+
+class BlobsReply(Message, frozen=True):
+    """Answer of ``own.blobs``; ``more``: there is another page behind the last line."""
+
+    lines: tuple[BlobLine, ...]
+    more: bool = False
+
+
+class WhyRequest(Message, frozen=True):
+    """``own.why``: 32 bytes that may name a blob."""
+
+    id: bytes
+
+
+class HolderLine(Message, frozen=True):
+    """A node that holds a copy, as far as is known. ``share``: the part of the time that it is there, as measured."""
+
+    node: bytes
+    live: bool
+    share: float
+    confirmed_ms: int = 0
+    """When it last proved to have the blob; 0: not yet."""
+
+
+class LeaseLine(Message, frozen=True):
+    """Who wants a blob kept here, until when, and with how many copies in the grid."""
+
+    owner: bytes
+    expires_ms: int
+    replicas: int
+
+
+class WhyBlob(Message, frozen=True):
+    """Answer of ``own.why``: what this node knows of a blob; without it here or elsewhere ``state`` is empty."""
+
+    line: BlobLine
+    state: str
+    holders: tuple[HolderLine, ...] = ()
+    leases: tuple[LeaseLine, ...] = ()
+    reasons: tuple[tuple[str, str], ...] = ()
+    """(reason code, sentence) why there are fewer copies than wanted."""
+    short_since_ms: int = 0
+    away_chance: float = 0.0
+    """That all holders are away at a moment: the product of 1 - share."""
+    target: float = 0.0
+    copies_for_target: int = 0
+    """As many as ``--replicas auto`` would make now."""
+    wall_ms: int = 0
 
 
 class CancelReply(Message, frozen=True):
-    """Answer of ``own.cancel``."""
+    """Answer of ``own.cancel``; ``told``: other nodes that lead or keep the job and have heard it."""
 
     state: str
+    told: int = 0
 
 
 class InviteRequest(Message, frozen=True):

@@ -20,7 +20,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.heart import Heart
 from p2pgrid.net.pool import Pool
 from p2pgrid.node import Node
-from p2pgrid.services import absorbing, leading, results, working
+from p2pgrid.services import absorbing, leading, leasing, results
 from p2pgrid.services.following import Follower
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.keeping import Keeping
@@ -146,7 +146,7 @@ def policy_ignored(patch: Patch) -> None:
         reason = plain(*terms)
         return None if reason is Reason.NATIVE_REFUSED else reason
 
-    patch.setattr(working, "refuse_work", refuse_work)
+    patch.setattr(leasing, "refuse_work", refuse_work)
 
 
 def one_core_more(patch: Patch) -> None:

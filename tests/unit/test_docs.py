@@ -23,8 +23,9 @@ from p2pgrid.model import log
 from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.model.node import NodeInfo
 from p2pgrid.store.home import Home
-from p2pgrid.wire.owner import JobLine, PeerLine
+from p2pgrid.wire.owner import BlobLine, JobLine, PeerLine, WhyBlob
 from p2pgrid_cli import exits
+from p2pgrid_cli.blobtables import blob_document, why_blob_document
 from p2pgrid_cli.render import job_document, peer_document
 from p2pgrid_cli.results import Shown, document
 
@@ -174,6 +175,10 @@ def test_json_documents_have_the_keys_on_their_page() -> None:
     job = JobLine(b"j" * 32, "n", "done", 1, 1, 0, 0, 0, 0, "led")
     assert json_keys("`peers --json`", "Each of") == list(peer_document(PeerLine(b"n" * 32, NodeInfo(), None, 0.0, "")))
     assert json_keys("`jobs --json`", "newest first") == list(job_document(job))
+    line = BlobLine(b"b" * 32, "n", "file", 1, 1, 1, 0, False, 0, "held")
+    assert json_keys("`blobs --json`", "newest first") == list(blob_document(line))
+    why = list(why_blob_document(WhyBlob(line, "held")))
+    assert json_keys("`why --json`", "Of a blob") == [key for key in why if key not in blob_document(line)]
     assert json_keys("`run --json`", "`results --json`") == list(document(JobId(StatementId(job.job)), Outcome(job), Shown(gather=True)))
 
 

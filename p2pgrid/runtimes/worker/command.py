@@ -58,6 +58,9 @@ class CommandRunner:
     def run(self, run: frames.Run) -> None:
         """Run the commands of one frame; each is reported when it ends, since a command is never short."""
         for position, raw in enumerate(msgspec.msgpack.decode(run.inputs, type=list[msgspec.Raw])):
+            if self._progress[frames.STOP_AT]:
+                self._channel.write(frames.Stopped(run.sequence))
+                break
             index = run.first + position
             started = time.monotonic()
             frames.PROGRESS.pack_into(self._progress, 0, index, started)

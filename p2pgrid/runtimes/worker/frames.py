@@ -8,8 +8,11 @@
       RUN (one batch)            ->
                                  <-     DONE (a run of units), as often as it takes; the node counts
                                         the units to know the last
+      (sets the shared byte)     ->
+                                 <-     STOPPED: none of the other units of this run was started
 
-There is no frame per unit. Which unit runs now is told through 16 shared bytes: its index and when it started.
+There is no frame per unit. Which unit runs now is told through 16 shared bytes: its index and when it started. One more
+is set by the node when no further unit is to be started: the worker looks at it between two units, where it reads no frame.
 The worker is hostile in the eyes of the node: it may say anything at any time.
 """
 
@@ -24,6 +27,9 @@ LENGTH = struct.Struct("<I")
 """The prefix of a frame: the size of what follows, in bytes."""
 PROGRESS = struct.Struct("<Qd")
 """The shared bytes: index of the running unit, and when it started (seconds, monotonic clock)."""
+STOP_AT = PROGRESS.size
+"""Where the shared byte is that tells the worker to stop behind the unit it is at."""
+SHARED_BYTES = PROGRESS.size + 1
 IDLE = (1 << 64) - 1
 """The index while no unit runs."""
 FRAME_SLACK_BYTES = 1 << 20
@@ -94,8 +100,14 @@ class Done(msgspec.Struct, array_like=True, tag=5, frozen=True):
     """(unit index, blob id, size in bytes, name in the outbox)."""
 
 
+class Stopped(msgspec.Struct, array_like=True, tag=6, frozen=True):
+    """The shared byte was seen: all units that have ended were reported, and no other was started."""
+
+    sequence: int
+
+
 DONE_TAG = 5
-Reply = Ready | LoadFailed | Done
+Reply = Ready | LoadFailed | Done | Stopped
 
 
 def describe(kind: str, message: str, traceback: str = "") -> bytes:

@@ -54,7 +54,7 @@ class Channel:
 def serve(channel_number: int, progress_number: int, parent_id: int, library: int) -> None:
     """Serve one job; ends the process when the channel closes. ``library`` is how many entries of sys.path are the interpreter's own."""
     channel = Channel(channel_number)
-    progress = mmap.mmap(progress_number, frames.PROGRESS.size)
+    progress = mmap.mmap(progress_number, frames.SHARED_BYTES)
     os.close(progress_number)
     # All that is slow comes before the process is confined and before the code of the job is there.
     import ctypes  # noqa: F401 - confining needs it

@@ -71,15 +71,20 @@ class UnitRunner:
         except MalformedError:
             # One bad input must not take the others along: decode them one by one, inside of their units.
             items, decode = msgspec.msgpack.decode(run.inputs, type=list[msgspec.Raw]), self._decoder.decode
-        self._loop(run, items, call if decode is None else _decode_first(call, decode), outbound)
+        whole = self._loop(run, items, call if decode is None else _decode_first(call, decode), outbound)
         frames.PROGRESS.pack_into(self._progress, 0, frames.IDLE, 0.0)
         outbound.flush(time.monotonic())
+        if not whole:
+            self._channel.write(frames.Stopped(run.sequence))
 
-    def _loop(self, run: frames.Run, items: list[Any], call: Callable[[Any], Any], outbound: _Outbound) -> None:
-        mark, clock, progress = frames.PROGRESS.pack_into, time.monotonic, self._progress
+    def _loop(self, run: frames.Run, items: list[Any], call: Callable[[Any], Any], outbound: _Outbound) -> bool:
+        """Whether all units ran: False when the node asked to stop."""
+        mark, clock, progress, stop_at = frames.PROGRESS.pack_into, time.monotonic, self._progress, frames.STOP_AT
         append, folders, modules = self._encoder.append, self._folders, sys.modules
         buffer, outcomes, limit = outbound.buffer, outbound.outcomes, run.result_bytes_max
         end = clock()
+        if progress[stop_at]:
+            return False
         for position, item in enumerate(items):
             index = run.first + position
             started = end
@@ -105,10 +110,14 @@ class UnitRunner:
             outcomes.append(outcome)
             end = clock()
             if end - started > _QUICK_S:
+                # A thousand quick units are over sooner than anybody could ask for an end: they are not asked after each.
+                if progress[stop_at] and position + 1 < len(items):
+                    return False
                 folders.clean(end)
                 end = clock()
             if len(buffer) >= frames.FLUSH_BYTES or end - outbound.flushed > frames.FLUSH_S:
                 outbound.flush(end)
+        return True
 
     def _call_for(self, kind: int) -> Callable[[Any], Any]:
         """The function that takes one input of this kind. Raises NameError when the job does not define it."""

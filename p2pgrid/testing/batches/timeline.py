@@ -308,7 +308,7 @@ class TimelineOnlooker(Onlooker):
         if self.timeline.subject != "unit" or number == self.timeline.number:
             self._add(name, "read", f"unit {number} of job {short(job)}: {repr(value)[:60]}", f"unit:{to_text(job)}/{number}")
 
-    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
+    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes], replicas: int = 3) -> None:
         where = ", ".join(self._name(key) for key in holders)
         self._add(name, "stored", f"blob {short(blob)}, {size_bytes} bytes, held by {where}", f"blob:{to_text(blob)}")
 

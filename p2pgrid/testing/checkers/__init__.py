@@ -8,8 +8,8 @@
     collect(checkers, verdict)
 
 Safety: S1 and S9 in :mod:`decisions`, S2 in :mod:`views`, S3 in :mod:`authenticity`, S4 in :mod:`bounds`, S5 in
-:mod:`durability`, S6 in :mod:`records`, S7 in :mod:`policy`, S8 in :mod:`paths`. Liveness: L1 and L3 in
-:mod:`liveness`, L3 of job logs in :mod:`keepers`, L2 in :mod:`lookups`, L4 in :mod:`endings`. Wrong values in
+:mod:`durability`, S6 in :mod:`records`, S7 in :mod:`policy`, S8 in :mod:`paths`. Liveness: L1 in
+:mod:`liveness`, L3 in :mod:`copies` and, of job logs, in :mod:`keepers`, L2 in :mod:`lookups`, L4 in :mod:`endings`. Wrong values in
 :mod:`wrong`, logged errors in :mod:`logs`.
 """
 
@@ -21,13 +21,15 @@ from typing import TypeVar
 from p2pgrid.testing.checkers.answers import Answers
 from p2pgrid.testing.checkers.authenticity import AuthenticityChecker
 from p2pgrid.testing.checkers.bounds import BoundsChecker
+from p2pgrid.testing.checkers.copies import CopiesChecker
 from p2pgrid.testing.checkers.decisions import DecisionChecker
 from p2pgrid.testing.checkers.durability import DurabilityChecker
 from p2pgrid.testing.checkers.endings import EndingChecker
+from p2pgrid.testing.checkers.ends import Ends
 from p2pgrid.testing.checkers.facts import Facts, ed25519_holds
 from p2pgrid.testing.checkers.journal import Journal
 from p2pgrid.testing.checkers.keepers import KeeperChecker
-from p2pgrid.testing.checkers.liveness import CopiesChecker, LivenessChecker
+from p2pgrid.testing.checkers.liveness import LivenessChecker
 from p2pgrid.testing.checkers.logs import LogChecker
 from p2pgrid.testing.checkers.lookups import LookupChecker, true_closest
 from p2pgrid.testing.checkers.objects import Objects
@@ -40,12 +42,15 @@ from p2pgrid.testing.observe import Onlooker
 from p2pgrid.testing.verdict import Verdict
 
 __all__ = [
+    "CopiesChecker",
+    "Ends",
     "Facts",
     "Journal",
     "LivenessChecker",
     "LogChecker",
     "LookupChecker",
     "Objects",
+    "ViewChecker",
     "all_checkers",
     "collect",
     "ed25519_holds",
@@ -79,6 +84,7 @@ def all_checkers(facts: Facts) -> list[Onlooker]:
         EndingChecker(),
         ValueChecker(journal, facts),
         LogChecker(facts),
+        Ends(journal),
     ]
 
 
@@ -101,6 +107,8 @@ def collect(checkers: Iterable[Onlooker], verdict: Verdict) -> None:
     decisions, values = find(found, DecisionChecker), find(found, ValueChecker)
     durability, lookups = find(found, DurabilityChecker), find(found, LookupChecker)
     verdict.accepted_twice = decisions.accepted_twice
+    views, journal = find(found, ViewChecker), find(found, Journal)
+    verdict.conflicts = sum(views.conflicts(job) for job in journal.jobs)
     verdict.accepted_wrong = values.accepted_wrong
     verdict.accepted_wrong_expected = values.expected_wrong
     verdict.files = len(durability.files)

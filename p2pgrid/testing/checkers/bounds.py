@@ -83,6 +83,7 @@ BOUNDS = (
     Bound("jobs a worker knows", lambda node: len(node.working._known), lambda limits, node: 256),
     Bound("jobs a worker refused", lambda node: len(node.working._refused), lambda limits, node: 256),
     Bound("leases a worker owes", lambda node: len(node.working._owed), lambda limits, node: 4096),
+    Bound("leads that are gone", lambda node: len(node.working._leadless), lambda limits, node: 256),
     Bound("jobs led", lambda node: sum(not led.ended.is_set() for led in node.leading.jobs.values()), lambda limits, node: limits.jobs_led),
     Bound("jobs kept in memory", lambda node: len(node.keeping.jobs), lambda limits, node: limits.jobs_kept),
     Bound("job logs open", lambda node: len(node.ledgers._logs), lambda limits, node: limits.jobs_kept + limits.jobs_led),

@@ -1,10 +1,12 @@
 """S1: a decision stands only on granted receipts, enough of them. S9: what was decided adds up.
 
-1. A grant or decision is by a node that the submitter named: its lead in epoch 0, a keeper from epoch 1 on.
+1. A keeper set is by the submitter, or by a node that an earlier set of the log names; who makes one raises the epoch. A
+   grant or decision of epoch 0 is by a lead that the submitter itself named, a later one by a node that any set names.
 2. A receipt lies behind its grant in the log, is to the grant's worker and within its ranges.
 3. A decision lies behind the receipts it cites, and they bear it out: see :mod:`p2pgrid.testing.checkers.weighing`.
 4. A payload is what a receipt before it names; where it lies at the lead, its values are what the receipt says.
-5. A unit is decided once in each log, by one lead. The end of a job says what was decided before it.
+5. Nobody decides a unit again of which its own log holds a decision: that would be accepted twice. Leads that did not know of
+   one another may both decide it. The end of a job says what was decided in the log of who signed it.
 6. What a reader is given was decided in the log of the node that gave it, and lay on its disk.
 """
 
@@ -18,7 +20,7 @@ from blake3 import blake3
 
 from p2pgrid.errors import MalformedError
 from p2pgrid.model import log as kinds
-from p2pgrid.model.work import OK, RAISED, Receipt
+from p2pgrid.model.work import ANSWERS, OK, RAISED, Receipt
 from p2pgrid.testing.checkers.answers import Answers, Place
 from p2pgrid.testing.checkers.journal import Entry, Journal, Log, Records
 from p2pgrid.testing.checkers.weighing import DIGEST, decision_fault, outside_batches, receipt_fault
@@ -50,10 +52,12 @@ class DecisionChecker(Onlooker):
         self._twice: dict[tuple[bytes, Place], None] = {}
         self._given: dict[bytes, dict[int, None]] = {}
         self._by_payload: dict[bytes, Entry] = {}
+        self._made: set[bytes] = set()
+        """Keeper sets and ends that were met: the first to log one is who made it."""
 
     @property
     def accepted_twice(self) -> int:
-        """Units with two decisions in one log that both give them a value."""
+        """Units that somebody gave a value though its log held one."""
         return len(self._twice)
 
     # -- logs ------------------------------------------------------------------------------
@@ -91,7 +95,9 @@ class DecisionChecker(Onlooker):
             self._look_at_decision(log, entry, job)
         elif entry.kind == kinds.SETTLED:
             self._look_at_end(log, entry, job)
-        elif entry.kind in (kinds.KEEPERS, kinds.CANCEL) and entry.author != job.author:
+        elif entry.kind == kinds.KEEPERS:
+            self._look_at_keepers(log, entry)
+        elif entry.kind == kinds.CANCEL and entry.author != job.author:
             self._report(log, entry, "is not by the submitter")
 
     def _report(self, log: Log, entry: Entry, text: str, invariant: str = "") -> None:
@@ -100,8 +106,21 @@ class DecisionChecker(Onlooker):
 
     def _look_at_author(self, log: Log, entry: Entry) -> None:
         epoch = entry.body.epoch
-        if epoch < 0 or entry.author not in (log.named if epoch else log.leads):
+        if epoch < 0 or entry.author not in (log.named if epoch else log.first):
             self._report(log, entry, f"is by somebody who does not lead in epoch {epoch}")
+
+    def _look_at_keepers(self, log: Log, entry: Entry) -> None:
+        body = entry.body
+        allowed, past = {log.submitter}, -1
+        for one in self._journal.sets_before(log, entry):
+            past = max(past, one.body.epoch)
+            if one.author in allowed:
+                allowed.update((one.body.lead, *one.body.keepers))
+        if entry.author not in allowed:
+            self._report(log, entry, "is by somebody whom nobody named")
+        if entry.id not in self._made and body.lead == self._journal.key(log.name) and body.epoch <= past:
+            self._report(log, entry, f"is of epoch {body.epoch}, and its author knew one of epoch {past}")
+        self._made.add(entry.id)
 
     def _look_at_grant(self, log: Log, grant: Entry) -> None:
         self._look_at_author(log, grant)
@@ -143,18 +162,21 @@ class DecisionChecker(Onlooker):
             other = overlap.theirs.decision
             if not log.before(other.id, decision.id):
                 continue
-            if overlap.mine.outcome == OK == overlap.theirs.outcome:
+            if decision.author not in (other.author, self._journal.key(log.name)):
+                continue
+            if overlap.mine.outcome in ANSWERS and overlap.theirs.outcome in ANSWERS:
                 self._twice[log.job, overlap.place] = None
-            if other.author == decision.author:
+            if other.author == decision.author or overlap.theirs.outcome in ANSWERS:
                 self._report(log, decision, f"decides unit {overlap.place} again, as {other.id.hex()[:8]} did", "S9")
 
     # -- sums ------------------------------------------------------------------------------------
 
     def _look_at_end(self, log: Log, settled: Entry, job: Entry) -> None:
-        if settled.author not in (job.author, *log.leads):
+        if settled.author != job.author and settled.author not in log.named:
             self._report(log, settled, "is by somebody who never led")
-        if self._journal.key(log.name) not in log.leads:
+        if settled.id in self._made:
             return
+        self._made.add(settled.id)
         outcomes = {}
         for place, answers in self._answers.decided.get(log.job, {}).items():
             here = [answer for answer in answers if answer.decision.id in log.held]

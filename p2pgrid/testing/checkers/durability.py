@@ -6,8 +6,9 @@
 3. Decisions that lay durable in the log of a node that lives at the end can be read after the faults, too.
 4. Objects whose holders were all struck are counted as unlucky, beside what the formula for r copies expects.
 
-A holder is struck when it does not run at the end: its disk is gone, or it left. A single copy is when the simulation
-flipped a bit of it. Liars lie about results; what their nodes hold counts like everybody's.
+A holder is struck when it crashed and does not run at the end. A single copy is when the simulation flipped a bit of it. Copies
+that are lost are made again: so what somebody else holds is not lost, and blows that are further apart than a repair takes
+stand each for itself in the formula. Liars lie about results; what their nodes hold counts like everybody's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from p2pgrid.testing.plans.scenario import JobPlan
 
 
+REPAIR_S = 40.0
+"""From the loss of a copy to another in its place: to notice it takes 15 s, a young blob is left alone for 20 s."""
+
+
 class DurabilityChecker(Onlooker):
     """S5, for logs, files and results."""
 
@@ -48,8 +53,12 @@ class DurabilityChecker(Onlooker):
         self._rotten_values = 0
         """Results that lie in blobs of which no living holder has a whole copy."""
         self._keys: dict[str, bytes] = {}
-        self.files = Objects(repair=facts.repair)
-        self.results = Objects(repair=facts.repair)
+        self.files = Objects(repair=True)
+        self.results = Objects(repair=True)
+        self._crashed_s: dict[bytes, float] = {}
+        """By node that crashed and has not come back: when."""
+        self._sound: set[bytes] = set()
+        """Blobs of which a node that runs at the end has a whole copy."""
         self._read: dict[bytes, bool] = {}
         """By file: whether its latest get gave it."""
         self._asked: dict[bytes, str] = {}
@@ -82,7 +91,11 @@ class DurabilityChecker(Onlooker):
         if len(stem) == 2 * DIGEST and name in self._keys:
             self._rotten.setdefault(bytes.fromhex(stem), set()).add(self._keys[name])
 
+    def on_crash(self, name: str) -> None:
+        self._crashed_s.setdefault(self._keys.get(name, b""), self.view.now)
+
     def on_start(self, name: str, node: Node) -> None:
+        self._crashed_s.pop(node.key.public, None)
         if self._keys.setdefault(name, node.key.public) != node.key.public:
             for known in [known for known in self._durable if known[0] == name]:
                 del self._durable[known]
@@ -117,7 +130,7 @@ class DurabilityChecker(Onlooker):
     def _everybody(self) -> list[bytes]:
         return [node.key.public for node in self.view.living().values()]
 
-    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
+    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes], replicas: int = 3) -> None:
         if not holders:
             self.violate(name, f"a put of blob {blob.hex()[:8]} was acknowledged, and nobody holds it")
         self.files.add(blob, holders, self._everybody())
@@ -131,6 +144,9 @@ class DurabilityChecker(Onlooker):
     def on_job(self, name: str, job: bytes, plan: JobPlan, keepers: int, expected: Sequence[object]) -> None:
         self._values.setdefault(job, {})
         self._population[job] = self._everybody()
+        if plan.detach:
+            # It was promised that so many have all of it: more than what they decide later is at stake.
+            self.results.add(job, [self._keys[one] for one in self._journal.carriers(job)], self._population[job])
 
     def on_value(self, name: str, job: bytes, number: int, value: object) -> None:
         self._values.setdefault(job, {})[number] = None
@@ -148,32 +164,60 @@ class DurabilityChecker(Onlooker):
 
     def at_end(self) -> None:
         self._living = set(self._everybody())
+        values = [value for job in self._values for _, line, receipt in self._decided(job) for _, value in _values_of(line, receipt)]
+        nodes = list(self.view.living().values())
+        for blob in dict.fromkeys([*self.files.ids(), *values]):
+            there = [node for node in nodes if node.blobs.has(BlobId(blob))]
+            if any(blob not in self._rotten or _is_whole(node, blob) for node in there):
+                self._sound.add(blob)
+
+    def _strike(self) -> None:
+        """Tell the objects which nodes are gone, blow by blow."""
+        blows: list[tuple[float, list[bytes]]] = []
+        for key, at_s in sorted(self._crashed_s.items(), key=lambda gone: gone[1]):
+            if blows and at_s - blows[-1][0] < REPAIR_S:
+                blows[-1] = at_s, [*blows[-1][1], key]
+            else:
+                blows.append((at_s, [key]))
+        for objects in (self.files, self.results):
+            for _, keys in blows:
+                objects.struck(*keys)
 
     def finish(self) -> None:
         """Everything that can be read has been read: say what is lost."""
         living = self._living
         for job in self._values:
             self._add_results(job)
-        for objects in (self.files, self.results):
-            objects.struck(*[key for key in self._journal.machines if key not in living])
-        rotten = [blob for blob in self.files.ids() if not self._read.get(blob) and self._all_rotten(blob, self.files.survivors(blob))]
-        for blob in self.files.ids():
-            if blob not in rotten and self.files.survivors(blob) and not self._read.get(blob, False):
+        self._strike()
+        unread = [blob for blob in self.files.ids() if not self._read.get(blob, False)]
+        there = {blob: living.intersection(self.files.survivors(blob)) for blob in unread}
+        rotten = [blob for blob in unread if blob not in self._sound and self._all_rotten(blob, there[blob])]
+        unlucky = [blob for blob in unread if blob not in self._sound and not there[blob]]
+        for blob in unread:
+            if blob not in rotten and blob not in unlucky:
                 self.lost += 1
                 if self._facts.expect.files_readable:
                     why = self._asked.get(blob, "nobody read it after the faults")
-                    self.violate(blob.hex()[:8], f"a file with {len(self.files.survivors(blob))} living holders is lost: {why}")
-        beyond = set(self.results.unlucky)
+                    self.violate(blob.hex()[:8], f"a file with {len(there[blob])} living holders is lost: {why}")
+        beyond = {known for known in self.results.unlucky if not self._copied(known)}
         for job in self._values:
             self._look_for_results(job, living, beyond)
         # Single results are counted by those who read them; here they only have to be explained.
-        self.unlucky = len(self.files.unlucky) + len(beyond) + len(rotten)
+        self.unlucky = len(unlucky) + len(beyond) + len(rotten)
         self.unlucky_expected = self.files.unlucky_expected + self.results.unlucky_expected + self._rotten_expected()
         most = self._facts.expect.unlucky_max
         bound = unlucky_bound(self.unlucky_expected) if most < 0 else most
         struck = self.unlucky + self._rotten_values
         if struck > bound:
             self.violate("grid", f"{struck} objects lost all their holders, {bound:.1f} are the most", "expect")
+
+    def _copied(self, known: bytes) -> bool:
+        """Whether all the values that a receipt says lie in blobs are held by somebody in the end."""
+        statement = self._journal.statements.get(known)
+        if statement is None or statement.kind != kinds.RECEIPT:
+            return known in self._values and bool(self._journal.carriers_then.get(known))
+        digests = statement.body.digests
+        return all(digests[at : at + DIGEST] in self._sound for at in range(0, len(digests), DIGEST))
 
     def _all_rotten(self, blob: bytes, holders: Iterable[bytes]) -> bool:
         """Whether there are holders, and none of them has a whole copy."""
@@ -225,7 +269,8 @@ class DurabilityChecker(Onlooker):
                 for unit, value in _values_of(line, receipt):
                     number = levels.number(line.batch, unit)
                     if number >= 0 and number not in self._values[job]:
-                        (rotten if self._all_rotten(value, holders) else missing)[number] = None
+                        spoilt = value not in self._sound and self._all_rotten(value, holders)
+                        (rotten if spoilt else missing)[number] = None
         self._rotten_values += len(rotten)
         if missing:
             self.lost += 1

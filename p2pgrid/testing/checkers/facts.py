@@ -49,8 +49,6 @@ class Facts:
     """Paths that were written outside the folders of their machines."""
     machine: Callable[[], str] = _nowhere
     """The name of the machine whose code runs now; empty between them."""
-    repair: bool = False
-    """Whether copies that are lost must be made again."""
     loss: float = 0.0
     """The chance of a datagram to be lost when the lookups are made at the end."""
     lookup_answers: int = 20

@@ -86,7 +86,26 @@ class Entry:
 class Log:
     """One job's log at one node."""
 
-    __slots__ = ("damaged", "failed", "held", "hurt", "job", "leads", "name", "named", "next", "payloads", "pending", "repeats", "torn")
+    __slots__ = (
+        "batches",
+        "damaged",
+        "failed",
+        "first",
+        "held",
+        "hurt",
+        "job",
+        "leads",
+        "name",
+        "named",
+        "newest",
+        "next",
+        "over",
+        "payloads",
+        "pending",
+        "repeats",
+        "submitter",
+        "torn",
+    )
 
     def __init__(self, name: str, job: bytes) -> None:
         self.name = name
@@ -94,10 +113,20 @@ class Log:
         self.held: dict[bytes, int] = {}
         """The position of each record by its id."""
         self.next = 0
+        self.submitter = b""
+        """Who signed the job, once it is there."""
+        self.first: set[bytes] = set()
+        """Nodes that the submitter itself named lead in keeper sets of this log."""
         self.leads: set[bytes] = set()
-        """Nodes that the submitter named lead in keeper sets of this log."""
+        """Nodes that it named lead, or somebody whom an earlier set of this log names."""
         self.named: set[bytes] = set()
-        """All whom it named."""
+        """Leads and keepers of all these sets."""
+        self.newest: Entry | None = None
+        """The keeper set that says who leads now: of the largest epoch, of those the one with the largest id."""
+        self.batches: set[bytes] = set()
+        """Digests of the batches that are there."""
+        self.over = False
+        """Whether an end of the job, or its cancel, is there."""
         self.payloads: set[bytes] = set()
         """Digests of payloads that receipts of this log speak of."""
         self.pending: dict[bytes, tuple[float, Entry]] = {}
@@ -121,11 +150,38 @@ class Log:
         self.next += 1
         if entry.error:
             return
-        if entry.kind == kinds.KEEPERS:
-            self.leads.add(entry.body.lead)
-            self.named.update((entry.body.lead, *entry.body.keepers))
+        if entry.kind == kinds.JOB and entry.id == self.job:
+            self.submitter = entry.author
+        elif entry.kind == kinds.BATCH:
+            self.batches.add(entry.id)
+        elif entry.kind == kinds.KEEPERS and self.may_name(entry.author):
+            self._name(entry)
         elif entry.kind == kinds.RECEIPT:
             self.payloads.add(entry.body.payload)
+        elif entry.kind in (kinds.SETTLED, kinds.CANCEL):
+            self.over = True
+
+    def may_name(self, author: bytes) -> bool:
+        """Whether somebody may say who keeps the job: the submitter, and whom a set that holds names."""
+        return author == self.submitter or author in self.named
+
+    def _name(self, entry: Entry) -> None:
+        body: KeeperSet = entry.body
+        self.leads.add(body.lead)
+        self.named.update((body.lead, *body.keepers))
+        if entry.author == self.submitter:
+            self.first.add(body.lead)
+        if self.newest is None or (self.newest.body.epoch, self.newest.id) < (body.epoch, entry.id):
+            self.newest = entry
+
+    def forget(self) -> None:
+        """It is to be read anew; positions go on."""
+        self.held, self.first, self.leads, self.named = {}, set(), set(), set()
+        self.payloads, self.batches, self.submitter, self.newest, self.over = set(), set(), b"", None, False
+
+    def whole(self, job: Job) -> bool:
+        """Whether the job and all its batches are there: so that whoever has it can go on with it."""
+        return self.job in self.held and len(self.batches) >= len({reference.blob for reference in job.manifest})
 
     def lacks(self, entry: Entry) -> bool:
         """Whether a record builds upon one that is not there."""
@@ -133,6 +189,10 @@ class Log:
             return entry.id not in self.payloads
         if entry.error:
             return False
+        if entry.kind == kinds.KEEPERS:
+            return not self.may_name(entry.author)
+        if entry.kind in (kinds.GRANT, kinds.DECISION) and entry.author not in (self.named if entry.body.epoch else self.first):
+            return True
         if entry.kind == kinds.RECEIPT:
             return entry.body.grant not in self.held
         return entry.kind == kinds.DECISION and not all(known in self.held for known in entry.body.receipts)
@@ -171,6 +231,8 @@ class Journal(Onlooker):
         """Machines whose node has started, and neither closed nor crashed since."""
         self.reread: list[Reread] = []
         """Logs that were read from the disk in the latest call of :meth:`on_start`."""
+        self.carriers_then: dict[bytes, list[str]] = {}
+        """By job: who could go on with it when the liveness phase was over."""
         self._entries: dict[bytes, Entry] = {}
         self._latest: tuple[object, list[Entry]] = (None, [])
 
@@ -204,6 +266,33 @@ class Journal(Onlooker):
         if log is None:
             log = logs[job] = Log(name, job)
         return log
+
+    def sets_before(self, log: Log, entry: Entry) -> list[Entry]:
+        """The keeper sets that lie before a record in a log, in their order there."""
+        place = log.held[entry.id]
+        found = [(at, self.statements[one]) for one, at in log.held.items() if at < place and one in self.statements]
+        return [known for _, known in sorted(found, key=lambda one: one[0]) if known.kind == kinds.KEEPERS]
+
+    def newest(self, job: bytes) -> Entry | None:
+        """The newest keeper set of a job in the logs of the nodes that run."""
+        found = [log.newest for name in self.up if (log := self.logs.get(name, {}).get(job)) is not None and log.newest is not None]
+        return max(found, key=lambda entry: (entry.body.epoch, entry.id), default=None)
+
+    def carriers(self, job: bytes) -> list[str]:
+        """Machines that run, were named for a job, may lead it, and have all of it: each of them can go on with it."""
+        statement = self.jobs.get(job)
+        found = []
+        for name in self.up:
+            log = self.logs.get(name, {}).get(job)
+            if log is None or statement is None or log.failed or not log.whole(statement.body):
+                continue
+            if self.key(name) in log.named and "submit" in self.nodes[name].member.roles:
+                found.append(name)
+        return found
+
+    def over(self, job: bytes) -> bool:
+        """Whether a node that runs has the end of a job in its log."""
+        return any((log := self.logs.get(name, {}).get(job)) is not None and log.over for name in self.up)
 
     def key(self, name: str) -> bytes:
         """The key of the node at a machine; empty before its first start."""
@@ -264,6 +353,9 @@ class Journal(Onlooker):
     def on_close(self, name: str, node: Node) -> None:
         self.up.pop(name, None)
 
+    def at_end(self) -> None:
+        self.carriers_then = {job: self.carriers(job) for job in self.jobs}
+
     def _read(self, log: Log) -> Reread:
         """Make a log anew from what is on the disk, and what was handed to it just now.
 
@@ -274,7 +366,7 @@ class Journal(Onlooker):
         since = self.view.now - PENDING_S
         recent = {key: pending for key, pending in log.pending.items() if pending[0] >= since}
         log.torn.update({key: None for key in log.pending if key not in recent})
-        log.held, log.leads, log.named, log.payloads = {}, set(), set(), set()
+        log.forget()
         bare: list[Entry] = []
         for entry in found:
             if log.lacks(entry):

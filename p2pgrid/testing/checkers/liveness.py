@@ -1,7 +1,7 @@
-"""L1: jobs end within the bound once faults have stopped. L3: copies return to r.
+"""L1: jobs end within the bound once faults have stopped, whoever submitted them and whoever led them.
 
-L1 asks of a job only while the node that leads it lives without a break since it took the job, could write its log, and
-as many honest nodes that may run it are there as a quorum needs.
+It is asked of every job that somebody can go on with: a node runs that was named for it and has all of it on a disk that can
+be written, and as many honest nodes that may run it are there as a quorum needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from p2pgrid.model import log as kinds
-from p2pgrid.model.ids import BlobId
 from p2pgrid.testing.checkers.facts import Facts
 from p2pgrid.testing.checkers.journal import Journal, Records
 from p2pgrid.testing.observe import Onlooker
@@ -61,25 +60,18 @@ class LivenessChecker(Onlooker):
         self._taken[job] = _Taken(plan, name, self.view.now)
 
     def on_log(self, name: str, job: bytes, records: Records) -> None:
-        for kind, _ in records:
-            if kind in (kinds.SETTLED, kinds.CANCEL):
-                self._ended_s.setdefault(job, self.view.now)
-
-    def on_log_durable(self, name: str, job: bytes, records: Records, error: str) -> None:
-        taken = self._taken.get(job)
-        if error and taken is not None and taken.lead == name:
-            self._excused[job] = f"its lead could not write its log: {error}"
+        if any(kind in (kinds.SETTLED, kinds.CANCEL) for kind, _ in records):
+            self._ended_s.setdefault(job, self.view.now)
 
     def on_crash(self, name: str) -> None:
-        self._lead_gone(name, "its lead crashed")
+        """An end that nobody else has heard of was none."""
+        if self._end_s is None:
+            self._ended_s = {job: at_s for job, at_s in self._ended_s.items() if self._journal.over(job)}
 
-    def on_close(self, name: str, node: Node) -> None:
-        self._lead_gone(name, "its lead left")
-
-    def _lead_gone(self, name: str, why: str) -> None:
-        for job, taken in self._taken.items():
-            if self._end_s is None and taken.lead == name and job not in self._ended_s:
-                self._excused.setdefault(job, why)
+    def on_start(self, name: str, node: Node) -> None:
+        for log in self._journal.logs.get(name, {}).values():
+            if log.over:
+                self._ended_s.setdefault(log.job, self.view.now)
 
     def on_calm(self) -> None:
         self._calm_s = self.view.now
@@ -87,23 +79,34 @@ class LivenessChecker(Onlooker):
     def at_end(self) -> None:
         self._end_s = self.view.now
         self._able_then = {job: self._able(job) for job in self.due}
+        for job, taken in self._taken.items():
+            if taken.plan.until_end and job not in self._ended_s and not self._carried(job):
+                self._excused[job] = "nobody who could go on with it is left"
 
     @property
     def due(self) -> list[bytes]:
         """Jobs that are to end and have not: whoever runs the grid waits for them, at most ``settle_s`` from the calm."""
-        return [
-            job for job, taken in self._taken.items() if taken.plan.until_end and not {job} & (self._excused.keys() | self._ended_s.keys())
-        ]
+        return [job for job, taken in self._taken.items() if taken.plan.until_end and job not in self._ended_s and self._carried(job)]
+
+    def ended(self, job: bytes) -> bool:
+        """Whether somebody has signed the end of a job, or it was cancelled."""
+        return job in self._ended_s
+
+    def _carried(self, job: bytes) -> bool:
+        """Whether somebody who runs can go on with a job."""
+        return any(self.view.honest(name) for name in self._journal.carriers(job))
 
     def finish(self) -> None:
         """Report the jobs that ended late, or not at all though their time is over."""
         end_s = self.view.now if self._end_s is None else self._end_s
         for job, taken in self._taken.items():
-            if not taken.plan.until_end or job in self._excused or self._calm_s is None:
+            if not taken.plan.until_end or self._calm_s is None:
                 continue
             due_s = max(self._calm_s, taken.at_s) + self._facts.settle_s
             ended_s = self._ended_s.get(job, math.inf)
             if ended_s <= due_s or end_s < due_s:
+                continue
+            if job in self._excused:
                 continue
             able = self._able_then.get(job, taken.plan.quorum)
             if able < taken.plan.quorum:
@@ -123,34 +126,3 @@ class LivenessChecker(Onlooker):
             fits = statement is None or statement.body.runtime in policy.runtimes
             count += self.view.honest(name) and policy.cores > 0 and "work" in node.member.roles and willing and fits
         return count
-
-
-class CopiesChecker(Onlooker):
-    """L3: how many copies of each file are left at the end."""
-
-    invariant = "L3"
-
-    def __init__(self, facts: Facts) -> None:
-        super().__init__()
-        self._facts = facts
-        self._wanted: dict[bytes, int] = {}
-        self.figures: dict[str, float] = {}
-        """``copies_mean``, ``copies_min`` and ``copies_short`` (files with fewer than they had); known at the end."""
-
-    def on_stored(self, name: str, blob: bytes, size_bytes: int, holders: Sequence[bytes]) -> None:
-        self._wanted[blob] = len(set(holders))
-
-    def at_end(self) -> None:
-        nodes = list(self.view.living().values())
-        stores = sum("store" in node.member.roles for node in nodes)
-        counts = {blob: sum(node.blobs.has(BlobId(blob)) for node in nodes) for blob in self._wanted}
-        short = {blob: count for blob, count in counts.items() if count < min(self._wanted[blob], stores)}
-        if counts:
-            self.figures = {
-                "copies_mean": sum(counts.values()) / len(counts),
-                "copies_min": float(min(counts.values())),
-                "copies_short": float(len(short)),
-            }
-        if self._facts.repair:
-            for blob, count in short.items():
-                self.violate(blob.hex()[:8], f"a file has {count} copies at the end, and had {self._wanted[blob]}")

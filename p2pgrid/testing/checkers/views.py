@@ -3,11 +3,16 @@
 1. Of two different answers to a unit, whichever log holds one must hold the other: then it is a conflict and is shown.
    Leads that did not hear of one another may differ for a while, so that is asked when the liveness phase is over. One
    lead must never differ from itself.
-2. Units of a simulated job are deterministic: where everybody cited is honest there is nothing to differ about.
-3. A reader is given the value of a unit that readers were given before, unless the conflict lies in its log.
+2. Where the units of a job are deterministic and everybody cited is honest, there is nothing to differ about.
+3. One reader is given one value of a unit for ever, and after the faults all are given the same: unless the conflict lies in
+   the reader's log, where it is shown.
+4. When the liveness phase is over, whoever leads or keeps the job by the newest keeper set holds all answers of a unit.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -18,6 +23,9 @@ from p2pgrid.testing.checkers.answers import Answer, Answers, Overlap, Place
 from p2pgrid.testing.checkers.journal import Journal, Log, Records
 from p2pgrid.testing.observe import Onlooker
 from p2pgrid.wire.codec import encode
+
+if TYPE_CHECKING:
+    from p2pgrid.testing.plans.scenario import JobPlan
 
 
 class ViewChecker(Onlooker):
@@ -31,7 +39,23 @@ class ViewChecker(Onlooker):
         self._answers = answers
         self._split: dict[tuple[bytes, Place], list[Answer]] = {}
         """Units with different answers."""
-        self._given: dict[tuple[bytes, int], bytes] = {}
+        self._given: dict[tuple[bytes, int], dict[str, bytes]] = {}
+        """By unit: what each machine's readers were given."""
+        self._varies: set[bytes] = set()
+        """Jobs whose units return something else each time."""
+        self._over = False
+
+    def conflicts(self, job: bytes) -> int:
+        """Units of a job that were decided with two different answers, over all logs."""
+        return sum(1 for known, place in self._split if known == job and self._differ(known, place))
+
+    def _differ(self, job: bytes, place: Place) -> bool:
+        told = {(answer.outcome, answer.digest) for answer in self._split[job, place] if answer.outcome in ANSWERS}
+        return len(told) > 1
+
+    def on_job(self, name: str, job: bytes, plan: JobPlan, keepers: int, expected: Sequence[object]) -> None:
+        if plan.varies:
+            self._varies.add(job)
 
     def on_log(self, name: str, job: bytes, records: Records) -> None:
         if not self.view.honest(name):
@@ -51,6 +75,8 @@ class ViewChecker(Onlooker):
         where = f"unit {overlap.place} of job {job.hex()[:8]}"
         if overlap.mine.decision.author == overlap.theirs.decision.author:
             self.violate(name, f"{where} was decided in two ways by one lead")
+        if job in self._varies:
+            return
         both_answers = overlap.mine.outcome in ANSWERS and overlap.theirs.outcome in ANSWERS
         if both_answers and self._honest(overlap.mine, overlap.place) and self._honest(overlap.theirs, overlap.place):
             self.violate(name, f"{where} has two answers, and everybody who gave them is honest")
@@ -74,8 +100,11 @@ class ViewChecker(Onlooker):
 
     def on_value(self, name: str, job: bytes, number: int, value: object) -> None:
         digest = digest_of(value)
-        before = self._given.setdefault((job, number), digest)
-        if before == digest or not self.view.honest(name):
+        given = self._given.setdefault((job, number), {})
+        before = given.setdefault(name, digest)
+        given[name] = digest
+        others = list(given.values()) if self._over else [before]
+        if not self.view.honest(name) or all(other == digest for other in others):
             return
         log, levels = self._journal.logs.get(name, {}).get(job), self._journal.levels.get(job)
         if log is not None and levels is not None and 0 <= number < levels.last_units:
@@ -85,12 +114,16 @@ class ViewChecker(Onlooker):
         self.violate(name, f"unit {number} of job {job.hex()[:8]} was read with another value before, and no conflict is shown")
 
     def at_end(self) -> None:
+        self._over = True
         for name in self.view.living():
             if not self.view.honest(name):
                 continue
             for job, place in self._split:
                 log = self._journal.logs.get(name, {}).get(job)
-                if log is not None and not self._shows(log, job, place):
+                newest = self._journal.newest(job)
+                if log is None or newest is None or self._journal.key(name) not in (newest.body.lead, *newest.body.keepers):
+                    continue
+                if not self._shows(log, job, place):
                     self.violate(name, f"unit {place} of job {job.hex()[:8]} has answers that this log does not show")
 
 

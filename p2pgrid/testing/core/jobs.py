@@ -22,6 +22,7 @@ from p2pgrid.testing.core.heap import EventHeap
 from p2pgrid.testing.core.plan import EXPIRES_MS, oracle, truth
 from p2pgrid.testing.core.population import Air, Machine, Population
 from p2pgrid.testing.plans.gridplan import JobEvent
+from p2pgrid.testing.tails import Tail
 from p2pgrid.wire.envelope import Signed
 
 LINKS_MAX = DEFAULT_LIMITS.connections - 8
@@ -87,6 +88,7 @@ class ScaleJob:
         self.capacity = 0.0
         """Unit seconds that the machines known to the lead could have worked off while the job ran."""
         self.paths: Counter[str] = Counter()
+        self.tail = Tail()
         self.invite: Callable[[ScaleJob, Machine], None] = lambda _job, _machine: None
         self._push_due = False
 
@@ -179,6 +181,7 @@ class ScaleJob:
 
     def _count(self, entries: tuple[DecisionEntry, ...]) -> None:
         self.paths["disputed"] += sum(1 for entry in entries if entry.dissent)
+        self.tail.decided(self.heap.now, sum(entry.units for entry in entries))
 
     def _derived(self, batch: int) -> None:
         self.handle(leading.DerivedReady(batch, b"d" * 32))
@@ -253,6 +256,11 @@ class ScaleJob:
         lasted_s = (self.over_at or self.heap.now) - self.submitted_at
         per_s = self.capacity / lasted_s if lasted_s else 0.0
         return sum(self.units_s) * self.job.body.quorum / per_s if per_s else 0.0
+
+    def needed_s(self) -> float:
+        """Unit seconds at speed 1 that it cannot be done with less than."""
+        derived = self.lead.ledger.layout.units - len(self.units_s)
+        return (sum(self.units_s) + derived * DERIVED_SHARE * self.event.unit_s) * self.job.body.quorum
 
     def decided(self) -> tuple[int, int]:
         """(units of the manifest with the right value, units of any kind with a wrong one)."""

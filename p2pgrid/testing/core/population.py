@@ -39,6 +39,8 @@ class Machine:
     life: int = 0
     seen_at: float = -1.0
     """When it was last on, while it is off."""
+    ended_at: dict[int, float] = field(default_factory=dict)
+    """When each of its lives was over."""
     kept: dict[bytes, Ledger] = field(default_factory=dict)
     blobs: dict[bytes, int] = field(default_factory=dict)
     stored_bytes: int = 0
@@ -114,6 +116,7 @@ class Population:
     def _down(self, machine: Machine, label: bytes) -> None:
         self.departures += 1
         machine.on, machine.seen_at = False, self._heap.now
+        machine.ended_at[machine.life] = self._heap.now
         machine.life += 1
         del self.living[machine.key]
         rng = self._heap.rng

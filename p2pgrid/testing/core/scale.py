@@ -23,6 +23,7 @@ from p2pgrid.core import lead as leading
 from p2pgrid.core import worker as working
 from p2pgrid.errors import UsageError
 from p2pgrid.model.work import OK, Receipt
+from p2pgrid.testing import tails
 from p2pgrid.testing.checkers.objects import unlucky_bound
 from p2pgrid.testing.core import lookups, million
 from p2pgrid.testing.core.blobs import Blobs
@@ -195,8 +196,12 @@ class ScaleGrid:
         job = self._job(run.source)
         spent_s = job.spent_s(machine, run.range.batch, run.range.start, run.range.units)
 
+        ends_at = self.heap.now + spent_s
+        job.tail.spent_s += spent_s * machine.plan.speed
+
         def end() -> None:
             if machine.life != life or not machine.on:
+                job.tail.spent_s -= (ends_at - machine.ended_at[life]) * machine.plan.speed
                 return
             self._work(machine, working.UnitsDone(run.source, run.range.units, spent_s))
             receipt = self._receipt(job, machine, run, spent_s)
@@ -237,6 +242,8 @@ class ScaleGrid:
             accepted_wrong=sum(job.decided()[1] for job in self.jobs),
             accepted_twice=self.watch.twice,
             makespan_ratio=max((round(job.makespan_s / job.ideal_s, 3) for job in jobs if job.ideal_s and job.makespan_s), default=0.0),
+            tail_ratio=max((job.tail_ratio for job in jobs), default=0.0),
+            extra_work=max((job.extra_work for job in jobs), default=0.0),
             jobs=jobs,
             faults={"departure": self.population.departures, "return": self.population.returns},
             reasons=dict(sorted(self._reasons().items())),
@@ -261,6 +268,8 @@ class ScaleGrid:
             state=("failed" if job.lead.ledger.failed else "done") if job.over else "running",
             makespan_s=round(job.over_at - job.submitted_at, 3) if job.over else 0.0,
             ideal_s=round(job.ideal_s(), 3),
+            tail_ratio=job.tail.ratio(job.submitted_at) if job.over else 0.0,
+            extra_work=job.tail.beyond(job.needed_s()) if job.over else 0.0,
         )
 
     def _reasons(self) -> dict[str, int]:
@@ -299,6 +308,8 @@ class ScaleGrid:
             watch.violate("expect", "blobs", f"{verdict.unlucky} blobs lost all their holders, {most:.1f} are the most")
         if expect.makespan_ratio_max >= 0 and verdict.makespan_ratio > expect.makespan_ratio_max:
             watch.violate("expect", "jobs", f"the makespan is {verdict.makespan_ratio} times the ideal")
+        for text in tails.broken(verdict, expect.tail_ratio_max, expect.extra_work_max):
+            watch.violate("expect", "jobs", text)
         for rows, where in ((self.lookups, "the grid"), (self.table, "the table of sizes")):
             if rows and lookups.success(rows) < expect.lookups_min:
                 watch.violate("L2", "dht", f"only {lookups.success(rows):.2%} of lookups in {where} found the nearest nodes")

@@ -222,7 +222,7 @@ class Forger(Adversary):
         _, raw = self._forge.grant(job, session.peer)
         self.host.poison(raw)
         self.sent["lease"] += 1
-        return PullReply(False, raw, job.job.raw, job.keepers.raw)
+        return PullReply(False, raw, job.job.raw, (job.keepers.raw,))
 
     async def _junk(self, target: Target, job: KnownJob) -> None:
         """Records that are no statements: payloads of nobody's receipt, unknown kinds, a statement under another's kind."""

@@ -42,7 +42,7 @@ class DigestLiar:
         self, peer: NodeKey, method: str, request: msgspec.Struct, reply: type[R], *, timeout_s: float | None = None
     ) -> R:
         if method == "job.deliver" and isinstance(request, Delivery):
-            request = Delivery(request.job, tuple([self._falsified(item) for item in request.items]))
+            request = msgspec.structs.replace(request, items=tuple([self._falsified(item) for item in request.items]))
         return await self._call(peer, method, request, reply, timeout_s=timeout_s)
 
     def _falsified(self, item: Delivered) -> Delivered:

@@ -24,11 +24,17 @@ class UnitTimes:
         """``median_s`` and ``sigma``: for jobs nobody registered."""
         self._default = (median_s, sigma)
         self._jobs: dict[bytes, tuple[float, float]] = {}
+        self.spent_s: dict[bytes, float] = {}
+        """Seconds at speed 1 that all machines together spent on the units of each job, whatever came of it."""
         self._key = blake3(str(seed).encode(), derive_key_context="p2pgrid/1/testing/unit-times").digest()
 
     def register(self, job: bytes, median_s: float, sigma: float) -> None:
         """Say how long units of a job take: the median in seconds, and the spread of the logarithm around it."""
         self._jobs[bytes(job)] = (median_s, sigma)
+
+    def spend(self, job: bytes, work_s: float) -> None:
+        """So much of a job was worked off."""
+        self.spent_s[bytes(job)] = self.spent_s.get(bytes(job), 0.0) + work_s
 
     def base_s(self, job: bytes, kind: int, index: int) -> float:
         """Seconds of one unit at speed 1. ``kind``: which function; ``index``: its number in the job."""
@@ -95,16 +101,20 @@ class Meter:
         """True when the work is done, False when its limit came first."""
         self.spent_s = 0.0
         """Core-seconds so far. A machine that was suspended spends none."""
+        self.worked_s = 0.0
+        """Seconds at speed 1 of it that are done."""
         self._loop = loop
         self._left_s = work_s
         self._since = loop.time()
         self._deadline = self._since + limit_s
+        self._speed = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def schedule(self, speed: float) -> None:
         """Go on at some speed."""
         if self.over.done():
             return
+        self._speed = max(0.0, speed)
         needs_s = self._left_s / speed if speed > 0 else math.inf
         done_at = self._since + needs_s
         if done_at <= self._deadline and done_at < math.inf:
@@ -123,6 +133,7 @@ class Meter:
         passed_s = min(now - self._since, self._left_s / speed) if speed > 0 else now - self._since
         self._since = now
         self._left_s -= passed_s * max(0.0, speed)
+        self.worked_s += passed_s * max(0.0, speed)
         self.spent_s += passed_s
 
     def stop(self, why: BaseException) -> None:
@@ -134,4 +145,5 @@ class Meter:
         self._timer = None
         if not self.over.done():
             self.spent_s += spent_s
+            self.worked_s += self._left_s if done else spent_s * self._speed
             self.over.set_result(done)

@@ -109,7 +109,7 @@ class Program:
                 self.failure = msgspec.Raw(describe_exception(error, skip_frames=2))
                 return
         load = frames.Load("", 0, 0, 0, 0, "native", code.source, code.file_name, code.entry)
-        self.runner = UnitRunner(load, self._module, self._folders, bytearray(frames.PROGRESS.size), self.frames)
+        self.runner = UnitRunner(load, self._module, self._folders, bytearray(frames.SHARED_BYTES), self.frames)
 
     def run(self, task: BatchTask, first: int, raws: Sequence[msgspec.Raw], log: Log) -> Frames:
         """Run some units of a task, the first of which is number ``first``."""

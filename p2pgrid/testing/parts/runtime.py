@@ -84,7 +84,15 @@ class SimulatedWorkers:
         """Call before anything else."""
         self._open = True
 
-    async def close(self) -> None:
+    def wind_down(self) -> None:
+        """As :meth:`p2pgrid.runtimes.pool.WorkerPool.wind_down`."""
+        self._open = False
+        why = TryAgainError("the node takes no more work", reason=Reason.DRAINED)
+        self._slots.refuse(why, lambda task: True)
+        for run in list(self._runs):
+            run.wind_down(why)
+
+    async def stop(self) -> None:
         """End all runs; takes no virtual time."""
         self._open = False
         why = TryAgainError("the node is stopping", reason=Reason.SHUTDOWN)
@@ -92,6 +100,10 @@ class SimulatedWorkers:
         for run in list(self._runs):
             run.stop(why)
         await self._ended(self._runs)
+
+    async def close(self) -> None:
+        """As :meth:`stop`; the folders go too."""
+        await self.stop()
         self.abandon()
 
     def abandon(self) -> None:
@@ -106,6 +118,8 @@ class SimulatedWorkers:
         await self._slots.take(task)
         self._runs[run] = None
         try:
+            if not self._open:
+                raise TryAgainError("the worker pool is not running", reason=Reason.SHUTDOWN)
             self._on_start(task)
             await run.run()
         finally:
@@ -173,7 +187,9 @@ class _Run:
         self._fates: list[float] = []
         """For each unit the share of its time after which its process dies; 1 when it lives. Empty when all do."""
         self._meter: Meter | None = None
+        self._loading = False
         self._stopped: P2PGridError | None = None
+        self._winding_down: P2PGridError | None = None
 
     def stop(self, why: P2PGridError) -> None:
         """``run`` raises ``why`` at once."""
@@ -181,8 +197,14 @@ class _Run:
         if self._meter is not None:
             self._meter.stop(why)
 
+    def wind_down(self, why: P2PGridError) -> None:
+        """``run`` raises ``why`` when the units that run now have ended, unless they are the last."""
+        self._winding_down = why
+        if self._loading:
+            self.stop(why)
+
     async def run(self) -> None:
-        """Report every unit, or raise what ``stop`` was given."""
+        """Report every unit, or raise what ``stop`` or ``wind_down`` was given."""
         if self.task.kind == Kind.COMMAND or self.task.runtime == "command":
             self._report_all(Outcome.DIED, frames.describe("Died", "commands are not run in a simulation"))
         elif self._workers.behaviour.kind == LAZY:
@@ -204,7 +226,9 @@ class _Run:
         workers, task = self._workers, self.task
         log = workers.log(task.job.job)
         if not workers.room.knows(task.job.submitter, task.code):
+            self._loading = True
             await self._spend(START_S, math.inf)
+            self._loading = False
         program = workers.room.program(task.job.submitter, task.code, log)
         if program.failure is not None:
             self._report_all(Outcome.RAISED, program.failure)
@@ -242,6 +266,8 @@ class _Run:
         """Let the time of some work pass: whether it ended within its limit, and the seconds it took."""
         cpu, loop = self._workers.cpu, asyncio.get_running_loop()
         self._check_stopped()
+        if self._winding_down is not None:
+            raise self._winding_down
         meter = self._meter = cpu.begin(loop, work_s, limit_s)
         spent_s, done = 0.0, False
         try:
@@ -250,6 +276,8 @@ class _Run:
         finally:
             self._meter = None
             spent_s = cpu.end(meter, wasted=dies or not done or self._stopped is not None)
+            if not self._loading:
+                self._workers.times.spend(self.task.job.job, meter.worked_s)
         return done, spent_s
 
     def _report(self, results: Results, spent_s: float) -> None:

@@ -76,6 +76,8 @@ EXPECT: dict[str, tuple[float, float]] = {
     "units_correct_min": (0, 1),
     "unlucky_max": (-1, INF),
     "makespan_ratio_max": (-1, INF),
+    "tail_ratio_max": (-1, INF),
+    "extra_work_max": (-1, INF),
     "lookups_min": (0, 1),
 }
 CORE: dict[str, tuple[float, float]] = {"lookups": (0, 1_000_000), "table_nodes": (2, 50_000)}

@@ -178,6 +178,8 @@ class JobPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Cancelled then; 0: never."""
     fails: bool = False
     """Some of its units go wrong wherever they run: the job must end, and what it does give must be right."""
+    varies: bool = False
+    """Its units return something else each time: two leads may decide differently, which must then show as a conflict."""
     until_end: bool = True
     """Must be over within the bound of the liveness phase."""
 
@@ -206,6 +208,8 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Every job that was accepted ends with every unit right."""
     units_correct_min: float = 1.0
     """Share of units of accepted jobs that must be right, when jobs need not be complete."""
+    copies_back_s: float = -1.0
+    """Seconds after the faults within which every file is back to the copies that were asked for."""
     files_readable: bool = True
     """Every file that was acknowledged and has a holder left can be read."""
     unlucky_max: int = -1
@@ -214,6 +218,10 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """``none``, or ``formula``: at most what the quorum's formula allows."""
     makespan_ratio_max: float = -1.0
     """The longest of the jobs' makespans over its ideal on the capacity that was there, at most."""
+    tail_ratio_max: float = -1.0
+    """When a job's last unit was decided over when 95 % were, both since it was submitted, at most."""
+    extra_work_max: float = -1.0
+    """Unit seconds at speed 1 that machines spent on a job beyond those it needed, over those it needed, at most."""
     reasons: tuple[str, ...] = ()
     """Reason codes that some seed of a batch must meet."""
     lookups_min: float = 0.995

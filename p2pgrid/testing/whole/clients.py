@@ -36,6 +36,19 @@ TRY_AGAIN_S = 3.0
 DAY_MS = 86_400_000
 FAILS = object()
 """Stands for the value of a unit that raises."""
+
+
+class Anything:
+    """Stands for the value of a unit that returns something else each time."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+ANYTHING = Anything()
 READ_S = 60.0
 """A reader waits for so long before trying elsewhere."""
 
@@ -64,6 +77,10 @@ class JobRun:
     cancelled: bool = False
     decided: int = 0
     """Values of the last level that some node held, durably decided, when the readers began."""
+    told_conflicts: int = 0
+    """How many conflicts the last reader was told of."""
+    reader: str = ""
+    """The machine at which somebody waits for its results."""
     read: Reading | None = None
     """What the last reader at another machine was given at the end; None: nobody was given anything."""
 
@@ -137,8 +154,9 @@ class Client:
                 await channel.put_bytes(content, replicas=1, expires_ms=built.job.expires_ms)
             signed = seal(built.job, channel.submitter, channel.grid.id)
             register(signed.id, plan)
-            job, run.keepers = await channel.submit(signed.raw, built.batches, follow=not plan.detach)
-            run.job, run.by, run.submitted_s = job, machine.name, machine.grid.world.now
+            run.submitted_s = machine.grid.world.now
+            job, run.keepers = await channel.submit(signed.raw, built.batches, follow=not plan.detach, detach=plan.detach)
+            run.job, run.by = job, machine.name
             run.map_units = built.job.map_units
             for onlooker in machine.onlookers:
                 onlooker.on_job(machine.name, job, plan, run.keepers, run.expected)
@@ -157,6 +175,7 @@ class Client:
 
         outcome = await collect(channel, job, wait=wait, on_value=on_value)
         run.state = outcome.line.state
+        run.told_conflicts = outcome.line.conflicts
         run.failed = outcome.line.failed
         if wait:
             run.ended_s = machine.grid.world.now
@@ -169,11 +188,13 @@ class Client:
         async with asyncio.timeout(READ_S), self._channel() as channel:
             return await self._follow(channel, run, wait=wait)
 
-    async def read(self, job: JobId) -> Reading:
+    async def read(self, run: JobRun) -> Reading:
         """What can be read of a job here now. A value that lies in a blob which nobody gives out is listed as missing."""
-        reading = Reading()
+        job, reading = run.job, Reading()
+        assert job is not None
         async with asyncio.timeout(READ_S), self._channel() as channel:
             async for event in channel.follow(job, wait=False):
+                run.told_conflicts = event.line.conflicts
                 for span in event.results:
                     await self._read_span(channel, span, event.line.final_first, reading)
         for number, value in reading.values.items():
@@ -246,6 +267,8 @@ def _worked(work: Callable[[Any], object], item: Any) -> object:
 
 def plain_values(plan: JobPlan, units: int, script: Any, path: Path, items: Sequence[Any]) -> list[object]:
     """What a job must come to: the built-in one by its formula, a script by running it here."""
+    if plan.varies:
+        return [ANYTHING for _ in items]
     if not plan.script:
         return expected(plan, units)
     module = load_script(script, path)

@@ -22,6 +22,8 @@ from p2pgrid.testing.whole.machines import CLIENT, SimulatedMachine
 from p2pgrid.testing.world import MachineLoop
 
 TRY_AGAIN_S = 3.0
+ELSEWHERE_S = 6.0
+"""So often somebody who waits for a job sees to it that there still is a machine to wait at."""
 
 
 class Errands:
@@ -58,7 +60,10 @@ class Errands:
         run = JobRun(plan, event.units)
         self.jobs.append(run)
         machine = crowd.machines[some(self._rng, names)]
+        run.reader = machine.name
         self._at(machine, self._follow(machine, run), f"job {event.plan.name}")
+        if plan.until_end:
+            self._world.after(ELSEWHERE_S, self._elsewhere, run, machine.loop)
         if event.cancel_at_s:
             self._world.at(event.cancel_at_s, self._cancel, machine, run)
 
@@ -68,6 +73,7 @@ class Errands:
             if run.job is None:
                 await client.submit(run, self._folder, self._register)
                 if run.plan.detach:
+                    run.reader = ""
                     return
             else:
                 await client.results(run, wait=True)
@@ -84,6 +90,24 @@ class Errands:
         """Whoever waited goes on, unless the machine was switched off meanwhile."""
         if machine.loop is loop and loop.alive:
             self._at(machine, self._follow(machine, run), f"job {run.plan.name}")
+
+    def _elsewhere(self, run: JobRun, loop: MachineLoop) -> None:
+        """Whoever waited for a job whose machine is gone, or never waited, asks for its results at another machine until it has them.
+
+        Somebody who was told no job id has nothing to ask for.
+        """
+        crowd = self._crowd
+        if run.followed or run.cancelled or (run.job is None and not loop.alive):
+            return
+        machine = crowd.machines.get(run.reader)
+        if run.job is not None and (machine is None or machine.loop is not loop or not loop.alive):
+            names = [name for name in crowd.running() if crowd.honest(name) and not crowd.frozen(name) and name != run.by]
+            if names:
+                machine = crowd.machines[some(self._rng, names)]
+                crowd.count_path("read-elsewhere")
+                run.reader, loop = machine.name, machine.loop
+                self._at(machine, self._follow(machine, run), f"job {run.plan.name}")
+        self._world.after(ELSEWHERE_S, self._elsewhere, run, loop)
 
     def _register(self, job: bytes, plan: Any) -> None:
         self._crowd.times.register(job, plan.unit_s, plan.unit_sigma)
@@ -117,17 +141,19 @@ class Errands:
         await Client(machine).put(run)
         holders = [node.key.public for node in self._crowd.living().values() if node.blobs.has(run.blob)]
         for onlooker in self._crowd.onlookers:
-            onlooker.on_stored(machine.name, run.blob, len(run.content), holders)
+            onlooker.on_stored(machine.name, run.blob, len(run.content), holders, run.replicas)
 
     # -- at the end ----------------------------------------------------------------------------------
 
     def settled(self) -> bool:
         """Whether everybody who waits for a job, at a machine that runs, has been told its end."""
-        return all(run.followed or run.job is None or not self._waiting(run) for run in self.jobs)
+        return all(run.followed or run.cancelled or run.job is None or not self._waiting(run) for run in self.jobs)
 
     def _waiting(self, run: JobRun) -> bool:
-        machine = self._crowd.machines[run.by]
-        return run.plan.until_end and not run.plan.detach and machine.node is not None and run.job in machine.node.leading.jobs
+        """Whether there is somebody who could tell what came of a job."""
+        assert run.job is not None
+        job = run.job
+        return run.plan.until_end and any(node.keeping.knows(job) for node in self._crowd.living().values())
 
     def read_all(self) -> None:
         """Begin to read everything at machines other than those it came from."""
@@ -184,9 +210,9 @@ class Errands:
             if not run.decided:
                 # There may be nobody left who knows the job, or it lies on disks of nodes that have started anew: one try.
                 with suppress(P2PGridError, TimeoutError):
-                    run.read = await Client(machine).read(run.job)
+                    run.read = await Client(machine).read(run)
                 return
-            run.read = await Client(machine).read(run.job)
+            run.read = await Client(machine).read(run)
             if len(run.read.values) < run.decided:
                 raise TryAgainError("there is more of it somewhere", reason=Reason.TIMEOUT)
 

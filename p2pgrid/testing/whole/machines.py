@@ -19,7 +19,7 @@ from p2pgrid.model.ids import JobId
 from p2pgrid.model.limits import Limits
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Transport
-from p2pgrid.node import Node, NodeConfig, Ports
+from p2pgrid.node import LEAVE_S, Node, NodeConfig, Ports
 from p2pgrid.offload import InlineOffload, Offload
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, PoolPolicy, Workers
 from p2pgrid.services import membership as memberships
@@ -146,6 +146,7 @@ class SimulatedMachine:
         self.loop: MachineLoop = grid.world.loop(self.name)
         self.loop.kill()
         self._leaving_s = 0.0
+        self._leaves_within_s = LEAVE_S
         self._starting: Node | None = None
         self._home: Home | None = None
         self._workers: SimulatedWorkers | None = None
@@ -253,10 +254,19 @@ class SimulatedMachine:
             for onlooker in self.onlookers:
                 onlooker.on_start(self.name, node)
             await node.stopping.wait()
+            await self._let_go(node)
         finally:
             if self.loop.alive:
                 await self._close(node, home)
         return True
+
+    async def _let_go(self, node: Node) -> None:
+        """Hand over what the node has, as long as its owner gives it."""
+        if self._leaves_within_s > 0:
+            self.grid.count_path("left")
+            left = await node.leave(self._leaves_within_s)
+            if left.jobs or left.blobs:
+                self.grid.count_path("left-behind")
 
     async def _close(self, node: Node, home: Home) -> None:
         await node.close()
@@ -302,10 +312,11 @@ class SimulatedMachine:
         self._starting = self._home = None
         self.disk.bury()
 
-    def leave(self) -> None:
-        """Ask the node to stop in good order, as ``p2pgrid leave`` does."""
+    def leave(self, within_s: float = LEAVE_S) -> None:
+        """Ask the node to stop in good order, as ``p2pgrid leave`` does; with 0 at once, as Ctrl-C twice does."""
         if self.node is not None:
             self._leaving_s = self.grid.world.now
+            self._leaves_within_s = within_s
             self.loop.call_soon(self.node.stopping.set)
 
     def _ended(self, life: int) -> None:

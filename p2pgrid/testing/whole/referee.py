@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from p2pgrid.testing.checkers import Facts, LivenessChecker, LogChecker, LookupChecker, all_checkers, collect, ed25519_holds, find
+from p2pgrid.testing.checkers import (
+    CopiesChecker,
+    Ends,
+    Facts,
+    LivenessChecker,
+    LogChecker,
+    LookupChecker,
+    ViewChecker,
+    all_checkers,
+    collect,
+    ed25519_holds,
+    find,
+)
 from p2pgrid.testing.parts.oracle import oracle_signatures
 from p2pgrid.testing.plans.scenario import GridScenario
 from p2pgrid.testing.verdict import Verdict
@@ -42,6 +54,9 @@ class Referee:
         self.all = all_checkers(self.facts)
         self.lookups = find(self.all, LookupChecker)
         self.liveness = find(self.all, LivenessChecker)
+        self.ends = find(self.all, Ends)
+        self.views = find(self.all, ViewChecker)
+        self._copies = find(self.all, CopiesChecker)
         self._log = find(self.all, LogChecker)
 
     @contextmanager
@@ -56,6 +71,10 @@ class Referee:
     def on_cause(self, name: str, kind: str, for_s: float) -> None:
         """A fault may lead to errors in the log of a machine."""
         self._log.expect(name, kind, for_s)
+
+    def due(self) -> bool:
+        """Whether something must still come true: jobs that are to end, files that are to have all their copies."""
+        return bool(self.liveness.due or self._copies.due)
 
     def judge(self, verdict: Verdict) -> None:
         """Put what was found into a verdict."""

@@ -12,7 +12,7 @@ import pytest
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.job import BatchRef, Derive, UnitLimits
 from p2pgrid.model.work import Receipt, UnitRange
-from p2pgrid.services import working
+from p2pgrid.services import outbox, working
 from p2pgrid.services.inputs import FILE, VALUE, blob_value, encode_batch
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
@@ -95,11 +95,14 @@ async def test_leases_that_do_not_fit_run_nothing(grid: Grid, enter: Enter, stac
     odd_ranges += [[UnitRange(0, 0, 1)] * 2, [UnitRange(0, 0, 1)] * 3000, []]
 
     def replies(job: Signed[Any], batches: list[bytes]) -> list[PullReply]:
-        good, keepers, pair = bad.grant(job, me, first), bad.keepers(job, me).raw, tuple(enumerate(batches))
+        good, keepers, pair = bad.grant(job, me, first), (bad.keepers(job, me).raw,), tuple(enumerate(batches))
         forged = seal(good.body, SigningKey(os.urandom(32)), bad.grid.id)
         grants = [bad.grant(job, b"w" * 32, first), bad.grant(other, me, first), forged]
         grants += [bad.grant(job, me, *ranges) for ranges in odd_ranges]
-        heads = [(other.raw, keepers), (b"junk", b""), (job.raw, bad.keepers(job, me, key=bad.key).raw), (job.raw, b""), (b"", keepers)]
+        heads: list[tuple[bytes, tuple[bytes, ...]]] = [
+            *[(other.raw, keepers), (b"junk", ()), (job.raw, ()), (b"", keepers), (job.raw, (b"junk",))],
+            (job.raw, (bad.keepers(job, me, key=bad.key).raw,)),
+        ]
         contents: list[Any] = [((0, batches[1]),), ((5, batches[0]),), ((-1, batches[0]),), (), ((0, b"\x91" * 100_000),)]
         return [
             *[PullReply(False, grant.raw, job.raw, keepers, pair) for grant in grants],
@@ -114,7 +117,7 @@ async def test_leases_that_do_not_fit_run_nothing(grid: Grid, enter: Enter, stac
     assert pool.ran == []
     assert not any(known.busy for known in grid[0].working._known.values())
     job, batches = bad.job(per_batch=2)
-    await lead.offer(job, PullReply(False, bad.grant(job, me, first).raw, job.raw, bad.keepers(job).raw, tuple(enumerate(batches))))
+    await lead.offer(job, PullReply(False, bad.grant(job, me, first).raw, job.raw, (bad.keepers(job).raw,), tuple(enumerate(batches))))
     await until(lambda: lead.receipts, "the right one runs")
     await is_served(bad)
 
@@ -129,7 +132,7 @@ async def test_a_lease_cannot_replace_a_batch_of_the_manifest(
     blob = node.blobs.put_bytes(evil, owner=node.context.me, expires_ms=wall_ms() + DAY_MS)
     for number in (0, 7, -1, 1 << 40):
         grant = bad.grant(job, node.context.me, UnitRange(0, 0, 1), derived=((number, blob),))
-        await lead.offer(job, PullReply(False, grant.raw, job.raw, bad.keepers(job).raw))
+        await lead.offer(job, PullReply(False, grant.raw, job.raw, (bad.keepers(job).raw,)))
     assert pool.ran == []
 
 
@@ -143,7 +146,7 @@ async def test_a_derived_batch_that_nobody_has_is_answered_with_a_reason(
     for blob in (os.urandom(32), b"short", two):
         lead.receipts.clear()
         grant = bad.grant(job, node.context.me, UnitRange(1, 0, 1), derived=((1, blob),))
-        await lead.offer(job, PullReply(False, grant.raw, job.raw, bad.keepers(job).raw))
+        await lead.offer(job, PullReply(False, grant.raw, job.raw, (bad.keepers(job).raw,)))
         receipt = (await until(lambda: lead.receipts, "an answer"))[0]
         assert (receipt.grant, receipt.outcomes) == (grant.id, b"\x05")
     assert pool.ran == []
@@ -164,7 +167,7 @@ async def test_code_that_is_no_text_or_not_there_is_an_answer(
     bad, me = lead.outsider, grid[0].context.me
     job, batches = bad.job([1, 2], **fields)
     grant = bad.grant(job, me, UnitRange(0, 0, 2))
-    await lead.offer(job, PullReply(False, grant.raw, job.raw, bad.keepers(job).raw, ((0, batches[0]),)))
+    await lead.offer(job, PullReply(False, grant.raw, job.raw, (bad.keepers(job).raw,), ((0, batches[0]),)))
     receipt = (await until(lambda: lead.receipts, "an answer"))[0]
     assert receipt.outcomes == b"\x05\x05"
     assert pool.ran == []
@@ -186,7 +189,7 @@ async def test_batches_full_of_blob_uses_are_answered_and_leave_nothing(
         lead.receipts.clear()
         job, _ = bad.job(manifest=(BatchRef(blob_id_of(content), 1, len(content)),))
         grant = bad.grant(job, node.context.me, UnitRange(0, 0, 1))
-        await lead.offer(job, PullReply(False, grant.raw, job.raw, bad.keepers(job).raw, ((0, content),)))
+        await lead.offer(job, PullReply(False, grant.raw, job.raw, (bad.keepers(job).raw,), ((0, content),)))
         receipt = (await until(lambda: lead.receipts, "an answer"))[0]
         assert receipt.outcomes == outcome
     assert not list((node.home.work / "inputs").iterdir())
@@ -207,7 +210,7 @@ async def test_jobs_outside_the_limits_and_policies_are_refused(
     ):
         job, batches = bad.job([1], **fields)
         grant = bad.grant(job, me, UnitRange(0, 0, 1))
-        await lead.offer(job, PullReply(False, grant.raw, job.raw, bad.keepers(job).raw, ((0, batches[0]),)))
+        await lead.offer(job, PullReply(False, grant.raw, job.raw, (bad.keepers(job).raw,), ((0, batches[0]),)))
     assert pool.ran == []
     assert not grid[0].working._known
 
@@ -223,9 +226,61 @@ async def test_leads_that_come_and_go_leave_nothing_behind(
         await bad.connect()
         job, batches = bad.job(list(range(6)), per_batch=2)
         grant = bad.grant(job, node.context.me, UnitRange(0, 0, 2), UnitRange(1, 0, 2), UnitRange(2, 0, 2))
-        await lead.offer(job, PullReply(False, grant.raw, job.raw, bad.keepers(job).raw, tuple(enumerate(batches))))
+        await lead.offer(job, PullReply(False, grant.raw, job.raw, (bad.keepers(job).raw,), tuple(enumerate(batches))))
         await bad.close()
         await until(lambda: node.peers.live() == {}, "it is gone")
     await until(lambda: node.working.worker.queued == 0, "nothing waits")
     pool.gate.set()
     await until(lambda: not any(known.busy for known in node.working._known.values()), "nothing is held")
+
+
+async def test_nobody_can_lease_units_of_a_job_for_which_nobody_named_it(
+    grid: Grid, enter: Enter, stack: AsyncExitStack, pool: type[InPlacePool]
+) -> None:
+    lead, thief = await a_lead(stack, enter), await a_lead(stack, enter)
+    good, bad, me = lead.outsider, thief.outsider, grid[0].context.me
+    job, batches = good.job(per_batch=4)
+    first = good.keepers(job)
+    content = tuple(enumerate(batches))
+    await lead.offer(job, PullReply(False, good.grant(job, me, UnitRange(0, 0, 1)).raw, job.raw, (first.raw,), content))
+    await until(lambda: lead.receipts, "the lead's own lease runs")
+    ran = len(pool.ran)
+    stolen = bad.keepers(job, good.me, epoch=7, key=bad.key)
+    resigned = seal(stolen.body, good.submitter, bad.grid.id)
+    other, _ = good.job()
+    chains: list[tuple[bytes, ...]] = [(), (first.raw,), (stolen.raw,), (first.raw, stolen.raw), (good.keepers(other).raw, stolen.raw)]
+    chains += [(first.raw, resigned.raw[:-1] + bytes([resigned.raw[-1] ^ 1])), (first.raw,) * 600, (b"junk",) * 512]
+    for chain in chains:
+        for epoch in (0, 1, 8):
+            grant = bad.grant(job, me, UnitRange(0, 1, 1), epoch=epoch)
+            await thief.offer(job, PullReply(False, grant.raw, job.raw, chain, content))
+    relayed = good.grant(job, me, UnitRange(0, 2, 1), nonce=2)
+    await thief.offer(job, PullReply(False, relayed.raw, b"", (first.raw,)))
+    assert len(pool.ran) == ran
+    assert thief.receipts == []
+    assert grid[0].working._known[job.id].leads_and_keepers == (good.me,)
+    await is_served(bad)
+
+
+async def test_leads_that_name_keepers_nobody_knows_and_leave_hold_nothing_for_long(
+    grid: Grid, enter: Enter, stack: AsyncExitStack, pool: type[InPlacePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "GIVE_UP_AFTER_S", 0.05)
+    monkeypatch.setattr(outbox, "GIVE_UP_AFTER_S", 0.05)
+    pool.gate = asyncio.Event()
+    node = grid[0]
+    for _ in range(3):
+        lead = HostileLead(await enter())
+        bad = lead.outsider
+        await bad.connect()
+        job, batches = bad.job(list(range(6)), per_batch=2)
+        named = bad.keepers(job, os.urandom(32), os.urandom(32))
+        grant = bad.grant(job, node.context.me, UnitRange(0, 0, 2), UnitRange(1, 0, 2), UnitRange(2, 0, 2))
+        await lead.offer(job, PullReply(False, grant.raw, job.raw, (named.raw,), tuple(enumerate(batches))))
+        await bad.close()
+        await until(lambda: node.peers.live() == {}, "it is gone")
+    await until(lambda: node.working.worker.queued == 0, "nothing waits")
+    assert not node.working._leadless
+    pool.gate.set()
+    await until(lambda: not any(known.busy for known in node.working._known.values()), "nothing is held")
+    await until(lambda: not len(node.working._delivering.outboxes), "nothing is tried for ever", 20.0)

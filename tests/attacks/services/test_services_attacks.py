@@ -57,15 +57,14 @@ async def test_calls_about_unknown_jobs_and_absurd_numbers_are_refused(grid: Gri
     call = bad.session.call
     for job in (b"", b"j" * 32, b"j" * 4000):
         await refused(call("job.pull", PullRequest(job, 1, 1, True), PullReply), RefusedError, Reason.UNKNOWN_JOB)
-        await refused(call("job.deliver", Delivery(job, ()), DeliveryReply), RefusedError, Reason.UNKNOWN_JOB)
+        reason = Reason.UNKNOWN_JOB if len(job) == 32 else Reason.MALFORMED
+        await refused(call("job.deliver", Delivery(job, ()), DeliveryReply), P2PGridError, reason)
         await refused(
             call("job.read", JobReadRequest(job, -5), JobReadReply),
             P2PGridError,
-            Reason.UNKNOWN_JOB if len(job) == 32 else Reason.MALFORMED,
+            reason,
         )
-        await refused(
-            call("job.delta", DeltaRequest(job, ()), Ok), P2PGridError, Reason.UNKNOWN_JOB if len(job) == 32 else Reason.MALFORMED
-        )
+        await refused(call("job.delta", DeltaRequest(job, ()), Ok), P2PGridError, reason)
     assert not grid[0].keeping._opening
     await is_served(bad)
 
@@ -310,7 +309,7 @@ async def test_a_log_without_end_holds_nobody_up(grid: Grid, enter: Enter, stack
     bad.methods.on("job.read", JobReadRequest, endless)
     await connected(stack, bad)
     async with asyncio.timeout(5.0):
-        view = await grid[0].keeping.view(JobId(signed.id))
+        view = await grid[0].reading.view(JobId(signed.id))
     assert view.id == signed.id
     assert 1 < asked < 10
 
@@ -403,7 +402,7 @@ async def test_a_peer_may_store_half_and_what_it_leaves_half_done_ends_within_th
     stream = await bad.session.open_stream("blob.write", BlobWrite(root_id(part), 4 << 20, until_ms, False))
     encoded = encode_root(part)
     stream.write_nowait(struct.pack(">I", len(encoded)) + encoded)
-    assert decode(await read_framed(stream, 4096), BlobWant).first == 0
+    assert decode(await read_framed(stream, 4096), BlobWant).runs == ((0, 4),)
     assert node.blobs.usage().used_bytes == 4 << 20
     stream.reset(Reason.CLOSED)
     await until(lambda: not node.blobs._uploads._writers, "the writer is closed")
@@ -427,7 +426,7 @@ async def test_writers_that_stop_are_bounded_for_each_peer_and_leave_no_upload_o
     data = os.urandom(100)
     assert await write(good, BlobWrite(blob_id_of(data), 100, wall_ms() + DAY_MS, False), b"", (0, data)) == BlobHeld(True)
     bad.session.close()
-    await until(lambda: not grid[0].blobs._uploads._writers and not grid[0].storing._writes, "nobody writes")
+    await until(lambda: not grid[0].blobs._uploads._writers and not grid[0].storing._taking.writes, "nobody writes")
 
 
 async def test_reading_chunks_that_cannot_be_is_refused(grid: Grid, enter: Enter, stack: AsyncExitStack) -> None:

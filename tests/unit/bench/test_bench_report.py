@@ -6,7 +6,7 @@ import pytest
 
 from bench import report
 from bench.__main__ import parse
-from bench.quick import SYSTEMS, judge
+from bench.quick import SYSTEMS, Options, judge
 from bench.system import Figures
 
 
@@ -78,7 +78,9 @@ def test_the_document_holds_raw_figures_and_what_was_left_out():
 
 
 def test_the_command_line_names_its_systems():
-    assert parse(["quick"]).systems == SYSTEMS
+    default = parse(["quick"])
+    assert isinstance(default, Options)
+    assert default.systems == SYSTEMS
     assert parse(["quick", "--systems", "p2pgrid,dask", "--units", "5", "--check"])[:1] == (5,)
     with pytest.raises(SystemExit):
         parse(["quick", "--systems", "ray"])

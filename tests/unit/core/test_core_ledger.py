@@ -323,12 +323,15 @@ def test_after_a_cancel_receipts_are_dropped_and_decisions_stay() -> None:
     assert (ledger.done, ledger.state(0, 2)) == (2, OPEN)
 
 
-def test_only_the_submitter_or_its_node_settles() -> None:
+def test_only_who_may_lead_settles_and_only_the_submitters_side_for_good() -> None:
     ledger = ledger_of(4)
     settled = Settled(EXPIRES_MS, ledger.job.id, 4, 0, b"r" * 32)
-    for stranger in (A, KEEPER):
-        with pytest.raises(RefusedError):
-            ledger.add(oracle(settled, stranger))
+    with pytest.raises(RefusedError):
+        ledger.add(oracle(settled, A))
+    assert ledger.add(oracle(settled, KEEPER))
+    assert ledger.settled is None
+    assert not ledger.add(oracle(Settled(EXPIRES_MS, ledger.job.id, 3, 0, b"r" * 32), KEEPER))
+    assert list(ledger.provisional) == [KEEPER]
     with pytest.raises(RefusedError):
         ledger.add(oracle(Settled(EXPIRES_MS, b"j" * 32, 4, 0, b"r" * 32), LEAD))
     assert ledger.add(oracle(settled, LEAD))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pgrid.core.worker import Dry, Event, Invited, Leased, Pull, Run, SourceGone, TaskEnded, UnitsDone, Worker
+from p2pgrid.core.worker import Drain, Dry, Event, Invited, LeadGone, Leased, Pull, Return, Run, SourceGone, TaskEnded, UnitsDone, Worker
 from p2pgrid.model.work import UnitRange
 
 ONE, TWO = (b"j1", b"l1"), (b"j2", b"l2")
@@ -92,7 +92,7 @@ def test_cores_go_round_the_submitters() -> None:
     assert [run.source for run in driver.runs] == [ONE, ONE, TWO, ONE, TWO, TWO]
 
 
-def test_a_lead_that_is_gone_loses_its_queue_and_what_runs_ends() -> None:
+def test_a_job_that_was_cancelled_loses_its_queue_and_what_runs_ends() -> None:
     driver = Driver(1)
     driver.feed(Invited(ONE, b"s"))
     driver.feed(Leased(ONE, b"g", (UnitRange(0, 0, 1), UnitRange(0, 5, 1))))
@@ -127,3 +127,47 @@ def test_a_job_that_is_over_is_forgotten() -> None:
     driver.feed(Invited(ONE, b"s"))
     assert driver.feed(Dry(ONE, over=True)) == []
     assert driver.machine.sources == {}
+
+
+def test_units_of_a_lead_that_is_gone_run_and_it_is_not_asked_for_more() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s"))
+    driver.feed(Leased(ONE, b"g", (UnitRange(0, 0, 1), UnitRange(0, 5, 1))))
+    assert driver.feed(LeadGone(ONE)) == []
+    assert driver.feed(UnitsDone(ONE, 1, 0.001), 0.1) == []
+    driver.feed(TaskEnded(ONE), 0.1)
+    assert [run.range.start for run in driver.runs] == [0, 5]
+    driver.feed(TaskEnded(ONE), 0.2)
+    assert len(driver.pulls) == 1
+    assert driver.machine.sources == {}
+
+
+def test_a_lead_that_is_back_is_asked_when_it_invites() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s"))
+    driver.feed(Leased(ONE, b"g", (UnitRange(0, 0, 1),)))
+    driver.feed(LeadGone(ONE))
+    driver.feed(Invited(ONE, b"s"), 5.0)
+    assert driver.feed(TaskEnded(ONE), 5.1) == [Pull(ONE, 1, 1)]
+
+
+def test_a_pull_that_fails_after_its_lead_is_gone_leads_to_no_other() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s"))
+    driver.feed(LeadGone(ONE))
+    assert driver.feed(Dry(ONE)) == []
+    assert driver.machine.sources == {}
+
+
+def test_a_worker_that_leaves_hands_back_what_has_not_started_and_takes_nothing_more() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s1"))
+    driver.feed(Leased(ONE, b"g1", (UnitRange(0, 0, 1), UnitRange(0, 5, 2))))
+    driver.feed(Invited(TWO, b"s2"))
+    assert driver.feed(Drain()) == [Return(ONE, b"g1", UnitRange(0, 5, 2))]
+    assert driver.feed(Leased(TWO, b"g2", (UnitRange(1, 0, 1),))) == [Return(TWO, b"g2", UnitRange(1, 0, 1))]
+    assert (driver.machine.queued, driver.machine.running) == (0, 1)
+    for event in (UnitsDone(ONE, 1, 0.001), TaskEnded(ONE), Invited(ONE, b"s1"), Invited((b"j3", b"l3"), b"s3"), Drain()):
+        assert driver.feed(event, 0.1) == []
+    assert driver.machine.sources == {}
+    assert not driver.machine.turn

@@ -18,10 +18,12 @@ from p2pgrid.client.channel import Channel
 from p2pgrid.client.running import Outcome, collect
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import parse_invite
+from p2pgrid.errors import TryAgainError
 from p2pgrid.machine import ThisMachine
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.ids import JobId, StatementId
 from p2pgrid.model.job import BatchRef, Derive, Job
+from p2pgrid.model.reasons import Reason
 from p2pgrid.node import Node, NodeConfig, Ports
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, Kind
 from p2pgrid.services import membership as memberships
@@ -59,21 +61,42 @@ class InPlacePool:
 
     def __init__(self, folder: Path, policy: Any) -> None:
         self.policy = policy
+        self.winding_down = False
+        self._stopped = asyncio.Event()
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def wind_down(self) -> None:
+        self.winding_down = True
+
+    async def stop(self) -> None:
+        self._stopped.set()
 
     async def run(self, task: BatchTask, on_results: Callable[[BatchChunk], None]) -> None:
         kind = type(self)
         kind.ran.append(task)
         assert not isinstance(task.inputs, bytes)
         for position, raw in enumerate(task.inputs):
+            if self.winding_down:
+                raise TryAgainError("it leaves", reason=Reason.DRAINED)
             if kind.gate is not None:
-                await kind.gate.wait()
+                await self._pass(kind.gate)
             value = kind.compute(task.kind, decode(bytes(raw), Any))
             on_results(BatchChunk(task.first + position, b"\0", [msgspec.Raw(encode(value))], 1000))
             await asyncio.sleep(0)
+
+    async def _pass(self, gate: asyncio.Event) -> None:
+        """Until the gate is open. Raises when the pool is stopped before."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (gate, self._stopped)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+        if not gate.is_set():
+            raise TryAgainError("it was stopped", reason=Reason.SHUTDOWN)
 
     async def cancel(self, job: bytes) -> None:
         type(self).cancelled.append(job)

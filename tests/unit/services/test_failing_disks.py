@@ -71,7 +71,7 @@ async def test_a_full_disk_stops_the_job_and_shows_what_is_on_disk(
     assert values
     assert all(values[number] == number for number in values)
     assert len(led.ledger.receipts) >= on_disk
-    acknowledged = {receipt.body.payload for receipt in led.ledger.receipt_list if led.payload_at[receipt.body.payload] < led.file.durable}
+    acknowledged = {receipt.body.payload for receipt in led.ledger.receipt_list if led.kept.payload_at[receipt.body.payload] < led.file.durable}
     shown = {led.ledger.find(*led.ledger.layout.locate(0, number)).receipt.body.payload for number in values}  # type: ignore[union-attr]
     assert shown <= acknowledged
 
@@ -126,7 +126,7 @@ async def test_a_busy_disk_loses_nothing(grid: Grid, pool: type[InPlacePool]) ->
 
 async def test_derived_units_that_cannot_be_stored_stop_the_job_with_a_note(grid: Grid) -> None:
     await grid.add(storage_bytes=0)
-    await grid.add(cores=1)
+    await grid.add(cores=1, storage_bytes=0)
     channel, job = await submit(grid, grid[0], list(range(5)), derive=Derive(finish=True))
     _, outcome = await results(channel, job)
     assert (outcome.line.state, outcome.line.done) == ("stopped", 5)

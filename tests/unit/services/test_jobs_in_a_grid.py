@@ -36,7 +36,7 @@ async def test_results_come_in_order_and_three_keepers_have_the_log(grid: Grid) 
         assert set(kept.ledger.grants) == set(led.ledger.grants)
         assert set(kept.ledger.receipts) == set(led.ledger.receipts)
         assert set(kept.ledger.decisions) == set(led.ledger.decisions)
-        assert set(kept.payload_at) == set(led.payload_at)
+        assert set(kept.payload_at) == set(led.kept.payload_at)
         assert kept.state == "done"
 
 
@@ -64,7 +64,7 @@ async def test_results_larger_than_one_push_reach_the_keepers_whole(grid: Grid, 
     led = grid[1].leading.jobs[job]
     for keeper in named(led).keepers:
         node = next(node for node in grid.nodes if node.context.me == keeper)
-        assert set(node.keeping.jobs[job].payload_at) == set(led.payload_at)
+        assert set(node.keeping.jobs[job].payload_at) == set(led.kept.payload_at)
     await grid.close(grid[1])
     read, outcome = await results(await grid.channel(grid[2]), job)
     assert read == values
@@ -84,7 +84,7 @@ async def test_a_keeper_named_late_catches_up_with_a_long_log(grid: Grid, pool: 
     values, outcome = await results(channel, job)
     assert len(values) == 300
     assert late.context.me in outcome.line.keepers
-    assert set(late.keeping.jobs[job].payload_at) == set(led.payload_at)
+    assert set(late.keeping.jobs[job].payload_at) == set(led.kept.payload_at)
 
 
 async def test_reduce_and_finish_run_on_peers_and_large_values_have_copies(grid: Grid, pool: type[InPlacePool]) -> None:
@@ -181,7 +181,7 @@ async def test_a_cancel_after_the_end_changes_nothing(grid: Grid) -> None:
     await results(channel, job)
     node = grid[0]
     raw = seal(Cancel(wall_ms() + DAY_MS, job), channel.submitter, channel.grid.id).raw
-    await node.leading.cancel(raw)
+    assert await node.succession.cancel(node.keeping.jobs[job], raw) == 0
     assert (node.leading.jobs[job].state, node.leading.jobs[job].ledger.cancelled) == ("done", None)
 
 
@@ -218,7 +218,7 @@ async def test_a_log_with_a_torn_tail_and_a_damaged_place_gives_the_rest(grid: G
     await grid.grow(1, cores=1)
     channel, job = await submit(grid, grid[0], list(range(200)), per_batch=8)
     await results(channel, job)
-    cursors = sorted(grid[0].leading.jobs[job].payload_at.values())
+    cursors = sorted(grid[0].leading.jobs[job].kept.payload_at.values())
     await channel.close()
     await grid.close(grid[0])
     log = grid[0].home.ledger / f"{job.hex()}.log"
@@ -227,7 +227,7 @@ async def test_a_log_with_a_torn_tail_and_a_damaged_place_gives_the_rest(grid: G
         file.write(b"damage")
         file.truncate(log.stat().st_size - 3)
     again = await grid.add(home="n0")
-    kept = await again.keeping.view(job)
+    kept = await again.reading.view(job)
     assert isinstance(kept, KeptJob)
     assert kept.state == "running"  # its last word was torn off
     good = [receipt for receipt in kept.ledger.receipt_list if receipt.body.payload in kept.payload_at]

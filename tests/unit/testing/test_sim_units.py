@@ -15,6 +15,7 @@ import pytest
 
 from p2pgrid.errors import BadDataError
 from p2pgrid.model.ids import BlobId
+from p2pgrid.model.reasons import Reason
 from p2pgrid.model.values import FileRef, encode_value
 from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.pool import WorkerPool
@@ -248,3 +249,27 @@ def test_tracebacks_show_the_lines_of_their_own_job(make: Make) -> None:
 def test_dataclasses_of_a_job_find_their_module(make: Make) -> None:
     source = "from dataclasses import dataclass, field\n@dataclass\nclass P:\n    x: 'int' = 0\ndef work(x): return P(x)"
     assert make().run(source, [4]) == [(Outcome.OK, {"x": 4})]
+
+
+def test_winding_down_ends_runs_behind_the_unit_they_are_at(make: Make) -> None:
+    machine = make(slots=2)
+    runs = [machine.begin(machine.workers.run(batch(SQUARE, [1, 2, 3]), machine.take)) for _ in range(3)]
+    machine.world.run_for(START_S + 1.5)
+    machine.loop.call_soon(machine.workers.wind_down)
+    machine.world.run_for(0.1)
+    assert sum(run.done() for run in runs) == 1, "the one that waited ends at once"
+    machine.world.run_for(0.5)
+    assert {run.exception().reason for run in runs} == {Reason.DRAINED}  # type: ignore[union-attr]
+    assert sorted(value for _, chunk in machine.chunks for _, value in flat([chunk], chunk.first)) == [1, 1, 4, 4]
+
+
+def test_a_stopped_machine_spends_nothing_more(make: Make) -> None:
+    machine = make()
+    run = machine.begin(machine.workers.run(batch(SQUARE, [1, 2, 3]), machine.take))
+    machine.world.run_for(START_S + 1.5)
+    machine.workers.wind_down()
+    machine.do(machine.workers.stop())
+    spent_s = machine.cpu.busy_s
+    machine.world.run_for(5.0)
+    assert run.exception().reason == Reason.SHUTDOWN  # type: ignore[union-attr]
+    assert machine.cpu.busy_s == spent_s

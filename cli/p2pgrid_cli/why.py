@@ -1,0 +1,78 @@
+"""``why``: the reason behind a state. What an id means is found out by asking; each kind has its own explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from p2pgrid.errors import UnreachableError
+from p2pgrid_cli.common import HomeOption, JsonOption, print_json, print_line, with_channel
+from p2pgrid_cli.files import blob_named
+
+if TYPE_CHECKING:
+    from p2pgrid.client.channel import Channel
+
+
+class Answer(NamedTuple):
+    """What there is to say: for people, and for programs."""
+
+    lines: list[str]
+    document: dict[str, object]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: p2pgrid why 7xq3...")(why)
+
+
+def why(
+    subject: Annotated[str, typer.Argument(metavar="ID", help="What 'p2pgrid put' printed.")],
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Say why something is as it is: of a blob its copies, who holds them, what they promise and what they cost."""
+
+    async def explain(channel: Channel) -> Answer:
+        for explanation in EXPLANATIONS:
+            answer = await explanation(channel, subject)
+            if answer is not None:
+                return answer
+        raise UnreachableError(
+            f"nobody who can be reached knows '{subject}'", hint="p2pgrid blobs and p2pgrid jobs list what is known here"
+        )
+
+    answer = with_channel(home, explain)
+    if as_json:
+        print_json(answer.document)
+        return
+    for line in answer.lines:
+        print_line(line)
+
+
+async def _job(channel: Channel, subject: str) -> Answer | None:
+    """Jobs explain themselves elsewhere so far."""
+    from p2pgrid.model.ids import to_text
+
+    named = [line for line in await channel.jobs() if to_text(line.job).startswith(subject.lower())] if len(subject) >= 4 else []
+    if len(named) != 1:
+        return None
+    job = to_text(named[0].job)
+    return Answer(
+        [f"job {job} is {named[0].state}; 'p2pgrid results {job[:12]}' says what became of its units"],
+        {"job": job, "state": named[0].state},
+    )
+
+
+async def _blob(channel: Channel, subject: str) -> Answer | None:
+    from p2pgrid_cli.blobtables import why_blob_document, why_blob_lines
+
+    answer = await channel.why(await blob_named(channel, subject))
+    if not answer.state and not answer.holders:
+        return None
+    return Answer(why_blob_lines(answer), why_blob_document(answer))
+
+
+EXPLANATIONS: tuple[Callable[[Channel, str], Awaitable[Answer | None]], ...] = (_job, _blob)
+"""Asked in this order; the first that knows the subject answers."""
