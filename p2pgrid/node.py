@@ -229,6 +229,18 @@ class Node:
         self.succession = Succession(context, self.peers, self.keeping, self.reading, self.leading)
         self.working = Working(context, self.peers, self.storing, self.workers, inputs)
         self.departing = Departing(context, self.peers, self.working, self.succession, self.caring)
+        self._make_owner_side(context)
+        for note in self.notes:
+            context.tell(Reason.REBUILT, note)
+        loop = asyncio.get_running_loop()
+
+        def note_log(job: JobId, report: ReplayReport) -> None:
+            loop.call_soon_threadsafe(context.tell, Reason.REBUILT, f"the log of job {short(job)}: {report.why}")
+
+        self.ledgers.on_unsound = note_log
+
+    def _make_owner_side(self, context: Context) -> None:
+        """What serves the owner of this node."""
         self.files = Files(
             context,
             self.peers,
@@ -255,14 +267,6 @@ class Node:
             self.invite,
             self.home.folder,
         )
-        for note in self.notes:
-            context.tell(Reason.REBUILT, note)
-        loop = asyncio.get_running_loop()
-
-        def note_log(job: JobId, report: ReplayReport) -> None:
-            loop.call_soon_threadsafe(context.tell, Reason.REBUILT, f"the log of job {short(job)}: {report.why}")
-
-        self.ledgers.on_unsound = note_log
 
     async def _join(self) -> None:
         """Meet the grid: over a session first, which tells why it refuses, then in the DHT."""

@@ -215,6 +215,7 @@ def lines_of(verdict: Verdict, path: Path, *words: str) -> list[str]:
         f"twice {verdict.accepted_twice}",
         f"violations {len(verdict.violations)}",
         *([f"makespan {verdict.makespan_ratio:.2f}x"] if verdict.makespan_ratio else []),
+        *([f"tail {verdict.tail_ratio:.2f}x", f"extra {verdict.extra_work:.1%}"] if verdict.tail_ratio else []),
         *([f"trace {verdict.trace_hash[:16]}"] if verdict.trace_hash else []),
     ]
     lines = ["  ".join(parts)]

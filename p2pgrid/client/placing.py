@@ -21,6 +21,7 @@ from p2pgrid.errors import IntegrityError, RefusedError
 from p2pgrid.model.blob import CHUNK_BYTES, BlobRoot, check_chunk, chunk_count, chunk_size
 from p2pgrid.model.ids import to_text
 from p2pgrid.model.reasons import Reason
+from p2pgrid.store.disk import Disk, read_at
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
@@ -56,7 +57,7 @@ class Part:
         """Open what an earlier run left, or begin. Raises RefusedError for what is not ours."""
         self.path = path
         self._incoming = incoming
-        self._lock = threading.Lock()
+        self._disk, self._lock = Disk(), threading.Lock()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY | _NO_FOLLOW, mode)
         try:
             status = os.fstat(self._descriptor)
@@ -71,7 +72,7 @@ class Part:
         """The first chunk that is not there, or not right."""
         size_bytes = self._incoming.size_bytes
         for index in range(chunk_count(size_bytes)):
-            data = _read_at(self._descriptor, chunk_size(size_bytes, index), index * CHUNK_BYTES)
+            data = read_at(self._descriptor, chunk_size(size_bytes, index), index * CHUNK_BYTES)
             if not data or not is_chunk(self._incoming.root, self._incoming.blob, index, data):
                 return index
         return chunk_count(size_bytes)
@@ -80,10 +81,8 @@ class Part:
         """Write chunks. Nothing is written any more once it was closed: the descriptor may be another file's by then."""
         with self._lock:
             for index, data in group:
-                view, offset = memoryview(data), index * CHUNK_BYTES
-                while view and self._descriptor >= 0:
-                    written = os.pwrite(self._descriptor, view, offset)
-                    view, offset = view[written:], offset + written
+                if self._descriptor >= 0:
+                    self._disk.write_at(self._descriptor, data, index * CHUNK_BYTES)
 
     def place(self, target: Path) -> None:
         """Give the whole file its name."""
@@ -121,19 +120,11 @@ def holds(path: Path, incoming: Incoming) -> bool:
         if not stat.S_ISREG(status.st_mode) or status.st_size != incoming.size_bytes:
             return False
         return all(
-            is_chunk(incoming.root, incoming.blob, index, _read_at(descriptor, CHUNK_BYTES, index * CHUNK_BYTES))
+            is_chunk(incoming.root, incoming.blob, index, read_at(descriptor, CHUNK_BYTES, index * CHUNK_BYTES))
             for index in range(chunk_count(incoming.size_bytes))
         )
     finally:
         os.close(descriptor)
-
-
-def _read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
-    parts: list[bytes] = []
-    while size_bytes and (data := os.pread(descriptor, size_bytes, offset)):
-        parts.append(data)
-        offset, size_bytes = offset + len(data), size_bytes - len(data)
-    return b"".join(parts)
 
 
 def check_place(target: Path) -> None:

@@ -26,6 +26,7 @@ from p2pgrid.net.bulk import read_exactly, read_framed
 from p2pgrid.offload import Offload
 from p2pgrid.services.chunks import CHUNK_HEAD, GROUP_CHUNKS, Group, Write, send_chunks
 from p2pgrid.services.nearby import chunks_nearby
+from p2pgrid.store.disk import read_at
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.owner import FileReply, GetFrom, Submitted
 
@@ -120,14 +121,10 @@ class FileSource:
         return found
 
     def _read(self, offset: int, size_bytes: int) -> bytes:
-        parts: list[bytes] = []
         try:
-            while size_bytes and (data := os.pread(self._descriptor, size_bytes, offset)):
-                parts.append(data)
-                offset, size_bytes = offset + len(data), size_bytes - len(data)
+            return read_at(self._descriptor, size_bytes, offset)
         except OSError as error:
             raise BadDataError(f"'{self._path}' cannot be read: {error.strerror}") from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _open_regular(path: Path, follow: bool) -> tuple[int, int]:

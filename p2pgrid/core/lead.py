@@ -1,18 +1,19 @@
 """The lead of one job: it leases units to workers that pull, and decides from their receipts (docs/spec/job.md).
 
-1. Workers are invited and pull; nobody is pushed work. A pull gets at most its share of what is left, so
-   that the last units spread over everybody; who has delivered nothing yet gets little.
+1. Workers are invited and pull; nobody is pushed work. What a pull gets is said in p2pgrid.core.sharing: a share of what is
+   left, and of the last units no more than its worker ends about when the others end the rest.
 2. With a quorum, units are drawn at random, each needs q distinct parties, and a disagreement asks for more.
 3. Nobody gets a unit twice, unless everybody there had it, or nobody else took it for a while. Who answered
    it where answers are compared, or still owes it, never gets it again.
-4. A lease ends with its receipts, with its deadline, or with its worker's connection. What is open then is
-   leased again. A late receipt still counts.
+4. A lease ends with its receipts, with its worker's connection, when its worker hands it back, when it is given up for
+   lost by what was learned of the job's pace, and with its deadline. What is open then is leased again. A late receipt
+   still counts.
 5. A unit that missed ``attempts`` times (time-out, death), or missed once at everybody there who could answer,
    is given up. So is one whose answers differ when many were asked, or when everybody there has answered
    and nobody new came for a while.
 6. Derived batches open when all results below them are decided. If a unit failed, nothing is derived.
 7. The job is over when every unit that can be decided is.
-8. When nothing is pending, units of a lease far slower than any before are leased once more.
+8. When nothing is pending, who is faster gets copies of what ends last, within a bound (p2pgrid.core.speculation).
 9. What a unit still needs is computed from the ledger whenever something happens to it, never carried along:
    whatever was decided elsewhere and merged in is found, too.
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pgrid.core.columns import OPEN, digest_at, positions
+from p2pgrid.core.disputes import Disputes
 from p2pgrid.core.lead_events import (
     AssembleDerived,
     Began,
@@ -52,8 +54,8 @@ from p2pgrid.core.quorum import misses
 from p2pgrid.core.sharing import Sharing
 from p2pgrid.core.speculation import Speculation
 from p2pgrid.core.takeover import GRANT_OUTLIVES_MS, outstanding
-from p2pgrid.core.verdicts import Short, join_entries
-from p2pgrid.model.work import ANSWERS, DISAGREED, Decision, DecisionEntry, Grant, Receipt
+from p2pgrid.core.verdicts import join_entries
+from p2pgrid.model.work import ANSWERS, Decision, DecisionEntry, Grant, Receipt
 from p2pgrid.wire.envelope import Signed, Statement
 
 __all__ = [
@@ -86,8 +88,6 @@ LEASE_SLACK_S = 30.0
 SLOTS_MAX = 1024
 """Cores a worker may claim: what it claims weighs in everybody's share."""
 WORKERS_MAX = 4096
-DISAGREED_AFTER_S = 10.0
-"""So long a unit on which everybody there disagrees waits for somebody else to come."""
 
 
 @dataclass(slots=True)
@@ -108,17 +108,17 @@ class Lead:
     book: LeaseBook = field(init=False)
     speculation: Speculation = field(init=False)
     sharing: Sharing = field(init=False)
+    disputes: Disputes = field(init=False)
     _level: int = 0
     _assembling: set[int] = field(default_factory=set)
     _nonce: int = 0
-    _contested: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Undecided units with different answers, and since when nobody is there who could say more."""
     _accounted: int = 0
     """Decided units that the book knows of."""
 
     def __post_init__(self) -> None:
         job = self.ledger.job.body
         self.book = LeaseBook(self.rng, shuffle=job.quorum > 1)
+        self.disputes = Disputes(self.ledger, self.book)
         self.speculation = Speculation(self.book, self.pace, self.workers, job.quorum)
         self.sharing = Sharing(self.ledger, self.book, self.pace, self.workers, self.speculation)
         self._nonce = self.rng.getrandbits(48)
@@ -140,7 +140,7 @@ class Lead:
             for answer in answers:
                 self.book.note_had(batch, unit, answer.group)
             if len({answer.digest for answer in answers if answer.outcome in ANSWERS}) > 1:
-                self._contested[batch, unit] = 0.0
+                self.disputes.contested[batch, unit] = 0.0
         self._reconcile(batch, 0, units)
 
     def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
@@ -264,7 +264,7 @@ class Lead:
         self._note_answered(receipt, now)
         entries, cited, short = self.ledger.verdicts(ordinal)
         effects = self._decide(tuple(entries), tuple(cited)) if entries else []
-        effects += self._widen(short, now)
+        effects += self._disagree(self.disputes.widen(short, now))
         if any(outcome not in ANSWERS for outcome in set(receipt.body.outcomes)):
             effects += self._on_missed(receipt)
         return effects
@@ -295,46 +295,15 @@ class Lead:
                     self._reconcile(batch, start, count)
         return self._on_merged(0, now)
 
-    def _widen(self, short: list[Short], now: float) -> list[Effect]:
-        """Ask for the answers that are missing, or give up where so many differ that more will not help."""
-        job = self.ledger.job.body
-        hopeless: list[tuple[int, int]] = []
-        for batch, start, units, missing, contested in short:
-            self.book.want(batch, start, units, missing)
-            if contested >= job.quorum + 2 * job.attempts:
-                hopeless += [(batch, unit) for unit in range(start, start + units)]
-            elif contested:
-                self._contested.update(((batch, unit), now) for unit in range(start, start + units))
-        return self._disagree(hopeless)
+    def _stuck(self, now: float) -> list[Effect]:
+        """Give up the contested units for which nobody is left to ask."""
+        if self.over or self.stopped or not self.disputes.contested:
+            return []
+        return self._disagree(self.disputes.stuck(self._present(), now))
 
     def _disagree(self, units: list[tuple[int, int]]) -> list[Effect]:
         """Decide that no answer stands for these units."""
-        cited: dict[int, int] = {}
-        parts: list[tuple[DecisionEntry, bytes]] = []
-        for batch, unit in units:
-            self._contested.pop((batch, unit), None)
-            answers = [answer for answer in self.ledger.answers(batch, unit) if answer.outcome in ANSWERS]
-            ordinals = tuple([cited.setdefault(answer.receipt, len(cited)) for answer in answers])
-            parts.append((DecisionEntry(batch, unit, 1, DISAGREED, b"", ordinals), answers[0].digest))
-        receipts = tuple(self.ledger.receipt_list[ordinal].id for ordinal in cited)
-        return self._decide(tuple(join_entries(parts)), receipts) if parts else []
-
-    def _stuck(self, now: float) -> list[tuple[int, int]]:
-        """Contested units for which nobody is left to ask."""
-        if not self._contested:
-            return []
-        present = self._present()
-        stuck: list[tuple[int, int]] = []
-        for (batch, unit), since in list(self._contested.items()):
-            if self.ledger.state(batch, unit) != OPEN:
-                del self._contested[batch, unit]
-                continue
-            answered = {answer.group for answer in self.ledger.answers(batch, unit) if answer.outcome in ANSWERS}
-            if not present or not present <= answered or self.book.owed(batch, unit):
-                self._contested[batch, unit] = now
-            elif now - since >= DISAGREED_AFTER_S:
-                stuck.append((batch, unit))
-        return sorted(stuck)
+        return self._decide(*self.disputes.entries(units)) if units else []
 
     def _note_answered(self, receipt: Signed[Receipt], now: float) -> None:
         self.pace.note(receipt.body, self.ledger.job.body.limits.timeout_s)
@@ -436,7 +405,7 @@ class Lead:
         self.pace.learn(self.workers.values())
         for lease in self.speculation.lost(now, self.sharing.answers):
             self._return(lease, now)
-        given_up = self._disagree(self._stuck(now)) if not (self.over or self.stopped) else []
+        given_up = self._stuck(now)
         return given_up + self._advance() + self._invite(now)
 
     def _wake_hungry(self) -> list[Effect]:

@@ -261,8 +261,9 @@ class LeaseBook:
         self._note_waiting(batch, shelf)
         return UnitRange(batch, start, count, attempt)
 
-    def copy(self, party: bytes, batch: int, start: int, count: int, copies: int, missing: Callable[[int, int], int]) -> list[UnitRange]:
-        """Those of these units that ``party`` never had and at most ``copies`` have beyond what is ``missing``, now owed by it, too."""
+    def copy(self, party: bytes, run: UnitRange, copies: int, missing: Callable[[int, int], int], ranges_max: int) -> list[UnitRange]:
+        """Those of a run that ``party`` never had and at most ``copies`` have beyond what is ``missing``, now owed by it, too."""
+        batch, start, count, _ = run
         shelf = self._shelves.get(batch)
         if shelf is None:
             return []
@@ -271,12 +272,15 @@ class LeaseBook:
         for unit in range(start, start + count):
             if shelf.pending[unit] or index in shelf.had[unit] or not 0 < shelf.out[unit] <= _beyond(missing(batch, unit), copies):
                 continue
+            last = taken[-1] if taken else None
+            follows = last is not None and last.start + last.units == unit
+            if not follows and len(taken) >= ranges_max:
+                break
             attempt = shelf.tries[unit]
             self._mark(shelf, unit, index)
             for column in (shelf.tries, shelf.out):
                 _step(column, unit, unit + 1, 1)
-            last = taken[-1] if taken else None
-            if last is not None and last.start + last.units == unit:
+            if last is not None and follows:
                 taken[-1] = last._replace(units=last.units + 1, attempt=max(last.attempt, attempt))
             else:
                 taken.append(UnitRange(batch, unit, 1, attempt))

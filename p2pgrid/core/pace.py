@@ -88,7 +88,7 @@ class Sketch:
 
     def note(self, value: float) -> None:
         """Count a number; anything outside of 2^-12 to 2^12 counts as that."""
-        place = int(math.log2(max(value, 1e-9)) * _PER_DOUBLING + _BUCKETS / 2)
+        place = int(math.log2(min(1e9, max(value, 1e-9))) * _PER_DOUBLING + _BUCKETS / 2)
         self._counts[min(_BUCKETS - 1, max(0, place))] += 1
         self.samples += 1
         if self.samples > _SAMPLES_MAX:

@@ -93,7 +93,7 @@ class Sharing:
     def _copies(self, pull: Pulled, worker: WorkerState, room: int, now: float) -> list[UnitRange]:
         left = self.speculation.room(self.answers)
         want = min(pull.want, room, UNITS_PER_PULL_MAX)
-        return self.speculation.take(pull.worker, worker, want, left, self.ledger.missing, now)
+        return self.speculation.take(worker, want, left, self.ledger.missing, BATCHES_PER_PULL_MAX, now)
 
     def copies_for(self, now: float) -> list[bytes]:
         """Who waits for work and would get copies now."""

@@ -94,23 +94,29 @@ class Speculation:
     # -- copies ----------------------------------------------------------------
 
     def take(
-        self, key: bytes, worker: WorkerState, want: int, room: float, missing: Callable[[int, int], int], now: float
+        self, worker: WorkerState, want: int, room: float, missing: Callable[[int, int], int], batches_max: int, now: float
     ) -> list[UnitRange]:
-        """Copies for a worker, now owed by it. ``missing``: how many more answers a unit needs."""
+        """Copies for a worker, of at most so many batches, now owed by it. ``missing``: how many more answers a unit needs."""
         unit_s = self.pace.unit_s(worker)
         taken: list[UnitRange] = []
         if room < 1 or not self._fast(worker, unit_s, now):
             return taken
-        tried = 0
+        tried, batches = 0, dict[int, None]()
         for chunk in self._late(now):
-            if want < 1 or room < 1 or tried >= UNITS_TRIED or len(taken) >= RANGES_MAX or chunk.ends_at - now < self._ends_after_s(unit_s):
+            left = RANGES_MAX - len(taken)
+            if want < 1 or room < 1 or left < 1 or tried >= UNITS_TRIED or chunk.ends_at - now < self._ends_after_s(unit_s):
                 break
+            if chunk.batch not in batches and len(batches) >= batches_max:
+                continue
             units = min(want, max(1, int(room / chunk.cost)), self._share(chunk, unit_s / worker.slots, now))
             tried += units
-            ranges = self.book.copy(worker.group, chunk.batch, chunk.start + chunk.units - units, units, chunk.copies, missing)
-            taken += ranges
+            run = UnitRange(chunk.batch, chunk.start + chunk.units - units, units)
+            ranges = self.book.copy(worker.group, run, chunk.copies, missing, left)
             copied = sum(one.units for one in ranges)
-            want, room, self.copied = want - copied, room - copied * chunk.cost, self.copied + copied * chunk.cost
+            if copied:
+                taken += ranges
+                batches[chunk.batch] = None
+                want, room, self.copied = want - copied, room - copied * chunk.cost, self.copied + copied * chunk.cost
         return taken
 
     def wanted(self, now: float, room: float) -> list[bytes]:

@@ -96,6 +96,11 @@ class KeptJob:
         return self.state not in ("running", "incomplete")
 
     @property
+    def provisional(self) -> bool:
+        """Whether the submitter's side has not said yet how the job ended: another lead may have decided otherwise."""
+        return self.ledger.settled is None and self.ledger.cancelled is None
+
+    @property
     def whole(self) -> bool:
         """Whether all its batches are here: without them nobody can lead it."""
         return len(self.batch_at) == len(self.job.body.manifest)

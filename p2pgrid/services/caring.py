@@ -306,11 +306,12 @@ class Caring:
     # -- copies --------------------------------------------------------------------------------------
 
     async def _copy(self, copy: Copy) -> None:
-        refused: str = Reason.SHUTDOWN
         try:
             refused = await self._copied_to(copy)
-        finally:
-            self._take(Copied(copy.blob, copy.peer, refused))
+        except Exception:
+            self._take(Copied(copy.blob, copy.peer, Reason.BUG))
+            raise
+        self._take(Copied(copy.blob, copy.peer, refused))
 
     async def _copied_to(self, copy: Copy) -> str:
         """Make one copy; returns why there is none, empty when there is."""

@@ -17,6 +17,7 @@ from p2pgrid.model.limits import MIB
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
 from p2pgrid.net.bulk import read_exactly
+from p2pgrid.services.tasks import wind_up
 
 CHUNK_HEAD = struct.Struct(">II")
 """Number of the chunk, its size in bytes."""
@@ -92,8 +93,7 @@ async def send_chunks(stream: Stream, runs: Iterable[Run], read: Read, stall_s: 
                     await stream.write(data)
     finally:
         if reading is not None:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await wind_up(reading)
 
 
 async def take_chunks(stream: Stream, runs: Iterable[Run], write: Write, stall_s: float = STALL_S) -> None:
@@ -125,8 +125,7 @@ async def take_chunks(stream: Stream, runs: Iterable[Run], write: Write, stall_s
         raise
     finally:
         if writing is not None and not writing.done():
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            await wind_up(writing)
     if group:
         await write(group)
 

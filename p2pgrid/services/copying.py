@@ -25,6 +25,7 @@ from p2pgrid.net.bulk import read_framed
 from p2pgrid.services.chunks import RUNS_MAX, STALL_S, Group, Run, check_runs, send_chunks
 from p2pgrid.services.context import Context
 from p2pgrid.services.peers import Peers
+from p2pgrid.services.tasks import wind_up
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.messages import BlobHeld, BlobWant, BlobWrite
 
@@ -132,10 +133,8 @@ async def _send(stream: Stream, runs: Sequence[Run], outgoing: Outgoing) -> Blob
         async with asyncio.timeout(STALL_S):
             return decode(await asyncio.shield(reading), BlobHeld)
     finally:
-        sending.cancel()
-        # A read is never cancelled: it ends because the stream does.
         stream.reset(Reason.CLOSED)
-        await asyncio.gather(sending, reading, return_exceptions=True)
+        await wind_up(sending, reading)
 
 
 class Sent:
@@ -170,7 +169,8 @@ class Outgoing:
             context = self._context
             reading = asyncio.ensure_future(context.offload.run(context.blobs.read_chunks, self.blob, group, verify=False))
             self._groups[key] = reading
-            await self._forget(GROUPS_SHARED)
+            while len(self._groups) > GROUPS_SHARED:
+                await asyncio.gather(self._groups.popitem(last=False)[1], return_exceptions=True)
         return await asyncio.shield(reading)
 
     async def doubt(self) -> None:
@@ -179,13 +179,8 @@ class Outgoing:
             self._doubted = True
             self.damaged = not await self._context.offload.run(self._context.blobs.verify, self.blob)
 
-    async def _forget(self, kept: int) -> None:
-        while len(self._groups) > kept:
-            _, oldest = self._groups.popitem(last=False)
-            await asyncio.gather(oldest, return_exceptions=True)
-
     async def close(self) -> None:
         """End what is being read."""
-        for reading in self._groups.values():
-            reading.cancel()
-        await self._forget(0)
+        groups = list(self._groups.values())
+        self._groups.clear()
+        await wind_up(*groups)

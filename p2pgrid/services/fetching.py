@@ -18,6 +18,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.services.chunks import STALL_S, Run, runs_of, take_chunks
 from p2pgrid.services.context import Context
 from p2pgrid.services.peers import Peers
+from p2pgrid.services.tasks import wind_up
 from p2pgrid.services.writers import Writers
 from p2pgrid.store.uploads import ChunkWriter
 from p2pgrid.wire.messages import BlobInfo, BlobRead, BlobRequest
@@ -157,9 +158,7 @@ class _Part:
                 if not done:
                     self._ask_others()
         finally:
-            for task in self._under_way:
-                task.cancel()
-            await asyncio.gather(*self._under_way, *self._too_late, return_exceptions=True)
+            await wind_up(*self._under_way, *self._too_late)
 
     def _fill(self) -> bool:
         """Give every holder that is used runs to do. Whether somebody is at work."""

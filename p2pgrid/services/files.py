@@ -37,6 +37,7 @@ from p2pgrid.services.filetable import FileRow, FileTable
 from p2pgrid.services.nearby import sayable, take_nearby
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
+from p2pgrid.services.tasks import wind_up
 from p2pgrid.services.writers import Writers
 from p2pgrid.store.home import Home
 from p2pgrid.store.uploads import ChunkWriter
@@ -178,7 +179,7 @@ class Files:
         Weighted rendezvous hashing: each node draws its lot for ``place`` alone, so that others that come and go leave
         the order of the rest as it was.
         """
-        lots = [(self._lot(place, peer), peer) for peer in self._peers.with_role("store") if peer != self._context.me]
+        lots = [(self._lot(place, peer), peer) for peer in sorted(self._peers.with_role("store")) if peer != self._context.me]
         return [peer for _, peer in sorted(lots)]
 
     def _lot(self, place: bytes, peer: bytes) -> float:
@@ -276,8 +277,7 @@ class Files:
                 await stream.write(news(blob or b"", size_bytes, done_bytes=done_bytes))
             return await working
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await wind_up(working)
 
     async def _told(self, blob: BlobId) -> FileReply:
         run, blobs = self._context.offload.run, self._context.blobs

@@ -23,8 +23,8 @@ CLOSE_S = 2.0
 ROLES = ("led", "kept", "read")
 
 
-def job_row(job: Signed[Job], ledger: Ledger, role: str, state: str) -> JobRow:
-    """What the index says of a job that is led or kept here."""
+def job_row(job: Signed[Job], ledger: Ledger, role: str, state: str, detail: bytes = b"") -> JobRow:
+    """What the index says of a job that is led or kept here. ``detail``: who keeps it, see :mod:`p2pgrid.services.custody`."""
     body = job.body
     return JobRow(
         id=JobId(job.id),
@@ -37,6 +37,7 @@ def job_row(job: Signed[Job], ledger: Ledger, role: str, state: str) -> JobRow:
         units=ledger.layout.units,
         done=ledger.done,
         failed=ledger.failed,
+        detail=detail,
     )
 
 

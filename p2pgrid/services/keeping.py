@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from p2pgrid.core.admission import check_job, refuse_keeping
@@ -27,6 +28,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.rpc import Session
 from p2pgrid.services.absorbing import STATEMENTS, KeptJob, absorb, merge
 from p2pgrid.services.context import Context
+from p2pgrid.services.custody import Custody, detail_of
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.jobrows import JobRows, job_row
 from p2pgrid.services.tasks import Tasks
@@ -51,6 +53,7 @@ LEAD_SHARE = 4
 """One peer may fill a quarter of the jobs kept here."""
 KEEPS = encode(1)
 """Value of a keeper's record: the author is what it points at. An empty one would withdraw it."""
+ROWS_MAX = 1 << 20
 KEEPERS_TTL_S = 48 * 3600.0
 
 Merged = Callable[[KeptJob, int], None]
@@ -73,6 +76,7 @@ class Keeping:
         self._log_bytes: dict[JobId, int] = {}
         self._opening: dict[JobId, tuple[asyncio.Lock, int]] = {}
         self.merged: list[Merged] = []
+        self.custody = Custody(context.me)
         context.methods.on("job.delta", DeltaRequest, self._on_delta)
 
     async def start(self) -> None:
@@ -80,7 +84,10 @@ class Keeping:
         run = self._context.offload.run
         self._ids = set(await run(self._context.ledgers.jobs))
         self._log_bytes = await run(_log_sizes, self._folder)
-        rows = {row.id: row for row in await run(self._context.index.jobs)}
+        rows = {row.id: row for row in await run(partial(self._context.index.jobs, limit=ROWS_MAX))}
+        for row in rows.values():
+            if row.id in self._ids:
+                self.custody.load(row)
         lost = [job for job in sorted(self._ids) if job not in rows]
         if lost:
             self._context.tell(Reason.CORRUPT, f"the index lacked {len(lost)} jobs: they are read from their logs")
@@ -133,11 +140,13 @@ class Keeping:
         self.jobs.pop(job, None)
         self._ids.discard(job)
         self._log_bytes.pop(job, None)
+        self.custody.forget(job)
 
     def index(self, kept: KeptJob) -> None:
         """Bring the job's row in the index up to date."""
         self._log_bytes[kept.id] = kept.file.end
-        self._rows.put(job_row(kept.job, kept.ledger, "led" if kept.role == "led" else kept.role, kept.state))
+        self.custody.note(kept)
+        self._rows.put(job_row(kept.job, kept.ledger, kept.role, kept.state, detail_of(kept)))
 
     async def here(self, job: JobId) -> KeptJob | None:
         """A job from memory or from this disk; None if it is not here."""

@@ -205,8 +205,8 @@ class Leading:
         current = kept.ledger.keepers
         if current is None or not kept.whole:
             raise RefusedError("the job is not here as a whole", reason=Reason.UNKNOWN_JOB)
-        have = [key for key in (current.body.lead, *current.body.keepers) if self._peers.is_live(key)]
-        keep = tuple(key for key in have if key != context.me and key not in not_these)[:K]
+        before = [key for key in (current.body.lead, *current.body.keepers) if key != context.me and key not in not_these]
+        keep = tuple(await self._peers.reachable(before))[:K]
         keepers = self._recruiting.name(kept, keep, current.body.epoch + 1, not_these)
         await kept.file.append([LogRecord(kinds.KEEPERS, keepers.raw)])
         kept.ledger.add(keepers)
@@ -535,9 +535,8 @@ class Leading:
 
     def _forget_ended(self) -> None:
         """A job that has ended, and whose end is on disk and told, is led no longer."""
-        ended = [
-            led for led in self.jobs.values() if led.ended.is_set() and (led.file.settled or led.file.failed is not None) and led.kept.led
-        ]
+        done = [led for led in self.jobs.values() if led.ended.is_set() and led.kept.led]
+        ended = [led for led in done if led.file.failed is not None or (led.file.settled and not self._pushing.busy(led.id))]
         for led in ended[: max(0, len(ended) - ENDED_IN_MEMORY_MAX)]:
             del self.jobs[led.id]
             self._pushing.remove(led.id)

@@ -16,6 +16,7 @@ from p2pgrid.model.blob import CHUNK_BYTES, BlobRoot, check_chunk, chunk_count, 
 from p2pgrid.model.ids import BlobId
 from p2pgrid.offload import Offload
 from p2pgrid.services.chunks import Group, groups_of, runs_of
+from p2pgrid.services.tasks import wind_up
 from p2pgrid.store.disk import read_ranges
 from p2pgrid.store.uploads import ChunkWriter
 
@@ -58,8 +59,7 @@ async def chunks_nearby(
                 return
     finally:
         if reading is not None:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await wind_up(reading)
 
 
 def _verified(path: Path, blob: BlobId, size_bytes: int, root: BlobRoot | None, group: Group) -> Sequence[bytes]:

@@ -188,6 +188,17 @@ class Peers:
             raise UnreachableError(f"no address of node {short(peer)} is known", reason=Reason.DEAD)
         return await self._pool.session(peer, addresses)
 
+    async def reachable(self, peers: Iterable[bytes], timeout_s: float = 3.0) -> list[bytes]:
+        """Those of some nodes that are there, dialled if nobody talked to them lately; in the given order."""
+        wanted = list(dict.fromkeys(peers))
+        dials = [self._tasks.spawn(self._dial(NodeKey(peer)), "dial") for peer in wanted if not self.is_live(peer)]
+        tasks = [dial for dial in dials if dial is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+        return [peer for peer in wanted if self.is_live(peer)]
+
     async def _look_up(self, peer: NodeKey) -> None:
         for record in await self._dht.get(dht_id_of_key(peer), RecordKind.NODE):
             self._learn(record)
@@ -244,7 +255,7 @@ class Peers:
 
     async def _dial(self, peer: NodeKey) -> None:
         try:
-            await self._pool.session(peer, self.info(peer).addresses)
+            await self.session(peer)
         except P2PGridError:
             self._note_failed(peer)
 

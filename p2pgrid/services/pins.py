@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
@@ -22,7 +23,7 @@ from p2pgrid.services.files import Files, failed, framed, news
 from p2pgrid.services.filetable import FileRow
 from p2pgrid.services.storing import LEASE_MAX_MS, Storing
 from p2pgrid.services.tasks import Tasks
-from p2pgrid.store.index import HELD, BlobRow
+from p2pgrid.store.index import HELD, BlobRow, Lease
 from p2pgrid.wire.owner import BlobLine, BlobsReply, BlobsRequest, FileReply, PinHeader
 
 PARALLEL = 8
@@ -147,22 +148,25 @@ class Pins:
     # -- listing -------------------------------------------------------------------------------
 
     async def _on_blobs(self, session: Session, request: BlobsRequest) -> BlobsReply:
-        run, index = self._context.offload.run, self._context.index
-        rows = await self._files.table.rows()
-        if not request.all:
-            found = {row.blob: await run(index.blob, BlobId(row.blob)) for row in rows.values()}
-            lines = [self._line(row, found[row.blob]) for row in rows.values()]
-            return BlobsReply(tuple(sorted(lines, key=lambda line: (-line.put_ms, line.blob))))
-        page = await run(index.blobs, request.after, PAGE)
-        return BlobsReply(tuple([await self.line(row.id, row) for row in page]), len(page) == PAGE)
+        run, index, rows = self._context.offload.run, self._context.index, await self._files.table.rows()
+        if request.all:
+            page = await run(index.blobs, request.after, PAGE)
+            return BlobsReply(await self.lines([row.id for row in page]), len(page) == PAGE)
+        lines = await self.lines([BlobId(blob) for blob in rows])
+        return BlobsReply(tuple(sorted(lines, key=lambda line: (-line.put_ms, line.blob))))
 
-    async def line(self, blob: BlobId, found: BlobRow | None) -> BlobLine:
-        """A blob with what is known of it here; ``found`` is its row in the index."""
-        row = (await self._files.table.rows()).get(blob)
-        leases = await self._context.offload.run(self._context.index.leases, blob)
-        owners = tuple(lease.owner for lease in leases)
-        if row is not None:
-            return msgspec.structs.replace(self._line(row, found), owners=owners)
+    async def lines(self, blobs: Sequence[BlobId]) -> tuple[BlobLine, ...]:
+        """What is known here of some blobs, in their order."""
+        rows = await self._files.table.rows()
+        known = await self._context.offload.run(self._context.blobs.look, blobs)
+        lines = []
+        for blob, (found, leases) in zip(blobs, known, strict=True):
+            line = self._listed(rows[blob], found) if blob in rows else self._stored(blob, found, leases)
+            lines.append(msgspec.structs.replace(line, owners=tuple(lease.owner for lease in leases)))
+        return tuple(lines)
+
+    def _stored(self, blob: BlobId, found: BlobRow | None, leases: Sequence[Lease]) -> BlobLine:
+        """What lies here, or might, without the owner having asked for it."""
         care = self._files.care(blob)
         return BlobLine(
             blob=blob,
@@ -175,10 +179,9 @@ class Pins:
             pinned=False,
             put_ms=0,
             state=found.state if found else "",
-            owners=owners,
         )
 
-    def _line(self, row: FileRow, found: BlobRow | None) -> BlobLine:
+    def _listed(self, row: FileRow, found: BlobRow | None) -> BlobLine:
         care = self._files.care(BlobId(row.blob))
         return BlobLine(
             blob=row.blob,

@@ -80,6 +80,13 @@ class Pushing:
         pushed = self._jobs.get(job)
         return sum(pushed.book.complete_at(keeper, pushed.file.durable) for keeper in pushed.book.keepers) if pushed else 0
 
+    def busy(self, job: JobId) -> bool:
+        """Whether a keeper that is there still lacks something."""
+        pushed = self._jobs.get(job)
+        if pushed is None:
+            return False
+        return any(self._peers.is_live(keeper) and not pushed.book.complete_at(keeper, pushed.file.end) for keeper in pushed.book.keepers)
+
     async def complete(self, job: JobId) -> None:
         """Wait until every keeper has everything posted so far."""
         pushed = self._jobs.get(job)
@@ -93,8 +100,8 @@ class Pushing:
             await pushed.moved.wait()
 
     async def _run(self, job: JobId) -> None:
-        pushed = self._jobs[job]
-        while not pushed.ended:
+        pushed = self._jobs.get(job)
+        while pushed is not None and not pushed.ended:
             await pushed.file.changed.wait()
             pushed.file.changed.clear()
             with suppress(TimeoutError):

@@ -69,7 +69,7 @@ class Reading:
         Raises RefusedError (unknown-job) when nobody who can be reached has it.
         """
         kept = await self._keeping.here(job)
-        if kept is not None and (kept.led or kept.ended):
+        if kept is not None and (kept.led or (kept.ended and not kept.provisional)):
             return kept
         try:
             async with asyncio.timeout(COPY_S):
@@ -99,15 +99,15 @@ class Reading:
             except P2PGridError as error:
                 self._context.tell(error.reason, f"reading job {short(job)} from {short(keeper)}: {error}")
                 continue
-            if kept.ended or self._leads(kept, keeper):
+            if (kept.ended and not kept.provisional) or self._leads(kept, keeper):
                 break
         return kept
 
     @staticmethod
     def _leads(kept: KeptJob, node: NodeKey) -> bool:
-        """Whether nobody can know more of a running job than this node."""
+        """Whether nobody can know more of a job than this node."""
         keepers = kept.ledger.keepers
-        return kept.state == "running" and keepers is not None and keepers.body.lead == node
+        return kept.state in ("running", "done", "failed") and keepers is not None and keepers.body.lead == node
 
     async def _keepers(self, job: JobId, kept: KeptJob | None) -> list[NodeKey]:
         named = kept.ledger.keepers.body if kept is not None and kept.ledger.keepers else None

@@ -51,6 +51,8 @@ DOUBT_S = 12.0
 GATHER_S = 8.0
 RETRY_S = 10.0
 """After a take-over that failed."""
+BROUGHT_BACK_MAX = 4
+"""Jobs read back from the disk in one look."""
 QUESTION_JOBS_MAX = 1024
 CALL_S = 5.0
 RELAY_S = 20.0
@@ -108,12 +110,19 @@ class Succession:
             leads = now - kept.heard_s <= DOUBT_S
             if self._turns[kept.id].due(keepers.body, there, leads, now) and self._not_before_s.get(kept.id, 0.0) <= now:
                 self._begin(kept)
+        spare = any(self._peers.info(key).offer.storage_bytes for key in self._peers.with_role("store") if key != self._context.me)
+        for job in self._keeping.custody.due(self._keeping.jobs, there, spare, now, BROUGHT_BACK_MAX):
+            self._tasks.spawn(self._bring_back(job), "bring back")
         for lead, jobs in doubtful.items():
             if now - self._asked_s.get(lead, -ASK_S) >= ASK_S and lead != self._context.me:
                 self._asked_s[lead] = now
                 self._tasks.spawn(self._ask(NodeKey(lead), jobs[:QUESTION_JOBS_MAX]), "ask")
         self._asked_s = {lead: asked_s for lead, asked_s in self._asked_s.items() if lead in doubtful}
         self._not_before_s = {job: until_s for job, until_s in self._not_before_s.items() if until_s > now}
+
+    async def _bring_back(self, job: JobId) -> None:
+        """A job that ended long ago lost a keeper: in memory, it is looked after like every other."""
+        await self._keeping.here(job)
 
     def _concerns(self, kept: KeptJob) -> bool:
         """Whether this node may have to lead a job: it was named, or is the submitter's."""
@@ -210,7 +219,7 @@ class Succession:
         for led in list(self._leading.jobs.values()):
             newest = led.ledger.keepers
             past = newest is not None and newest.body.epoch > 0 and peer not in newest.body.keepers and led.ledger.lineage.names(peer)
-            if past and not led.ended.is_set():
+            if past and led.kept.led:
                 self._tasks.spawn(self._tell(led, peer), "tell")
 
     async def _tell(self, led: LedJob, peer: NodeKey) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -56,3 +57,14 @@ class Tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
+
+
+async def wind_up(*futures: asyncio.Future[Any]) -> None:
+    """Cancel what a coroutine has begun and wait until it has ended: for its ``finally``.
+
+    A coroutine that is being closed, as those of a simulated machine whose power goes, may not wait for anything.
+    """
+    for future in futures:
+        future.cancel()
+    if futures and not isinstance(sys.exception(), GeneratorExit):
+        await asyncio.gather(*futures, return_exceptions=True)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from p2pgrid.client.channel import Channel
 from p2pgrid.client.jobs import JobBuilder, JobOptions
@@ -47,7 +47,7 @@ WORK_S = 1.2
 UNITS = 24
 UNIT_S = "0.01"
 CHECKED_MAX = 6
-"""Older blobs that are read again in one round."""
+"""Of the latest, and of all others, so many blobs and jobs are looked at in one round; in the last one all."""
 SCRIPT = parse_script(SLEEPERS.read_text().partition("def finish")[0], SLEEPERS.name)
 """Without its end each unit's result is reported as soon as it is decided."""
 
@@ -59,6 +59,9 @@ def _content(seed: int, size_bytes: int) -> bytes:
 
 def wall_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+T = TypeVar("T")
 
 
 class File(NamedTuple):
@@ -175,6 +178,7 @@ class Rounds:
             while not self._killed:
                 await action(channel)
         except (P2PGridError, OSError):
+            # Also a stream that ended in the middle of an answer.
             if not self._killed and self.members[0].process.poll() is None:
                 raise
 
@@ -273,15 +277,19 @@ class Rounds:
 
     # -- looking -------------------------------------------------------------------------
 
+    def _some(self, promised: list[T]) -> list[T]:
+        return list(dict.fromkeys([*promised[-CHECKED_MAX:], *self._chance.sample(promised, min(CHECKED_MAX, len(promised)))]))
+
     def _look_at_logs(self) -> None:
         """What the logs of the killed nodes say, before anybody repairs them: read from copies."""
         grid = _grid_of(self._homes[0])
-        for number, jobs in enumerate((set(self.promises.jobs), self.promises.kept)):
+        kept = [job for job in self.promises.jobs if job in self.promises.kept]
+        for number, jobs in enumerate((list(self.promises.jobs), kept)):
             copies = self._folder / "logs"
             shutil.rmtree(copies, ignore_errors=True)
             shutil.copytree(self._homes[number] / "ledger", copies)
             ledgers = Ledgers(copies, os.urandom)
-            for job in sorted(jobs):
+            for job in self._some(jobs):
                 done = _done_in(ledgers, job, grid)
                 reported = self.promises.jobs[job]
                 assert done >= (len(reported) if number == 0 else 0), f"node {number}: {done} of {len(reported)} results are in the log"
@@ -291,15 +299,13 @@ class Rounds:
         home = self._homes[number]
         assert not list((home / "blobs" / "tmp").iterdir())
         assert [path for path in home.rglob("*.tmp") if path.name != "lock"] == []
-        recent = blobs[-CHECKED_MAX:]
-        chosen = dict.fromkeys([*recent, *self._chance.sample(blobs, min(CHECKED_MAX, len(blobs)))])
         async with await self._channel(number) as channel:
             here = {line.blob: line.state for line in await channel.blobs(all=True)}
             assert {here.get(blob) for blob in blobs} <= {"held"}
             for blob in here.keys() - self.promises.files.keys():
                 # Nobody was promised these: but what is shown is whole.
                 assert here[blob] != "held" or address_of(_stored(home, blob))[0] == blob
-            for blob in chosen:
+            for blob in self._some(blobs):
                 file = self.promises.files[blob]
                 assert _digest(_stored(home, blob)) == _digest(file.content)
                 await _check_readable(channel, blob, file)
@@ -307,7 +313,7 @@ class Rounds:
             known = {line.job for line in await channel.jobs()}
             assert jobs <= known, f"{len(jobs - known)} of {len(jobs)} jobs are not known any more"
             if number == 0:
-                for job in list(self.promises.jobs)[-CHECKED_MAX:]:
+                for job in self._some(list(self.promises.jobs)):
                     await self._look_at_job(channel, job, wait=False)
 
     async def _look_at_job(self, channel: Channel, job: JobId, *, wait: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from p2pgrid.core import replication
+from p2pgrid.core.care_events import Trim
 from p2pgrid.core.replication import Replication
 from p2pgrid.testing.core.month import MonthFigures, describe, describe_curve, held, run_month
 from p2pgrid.testing.core.month_grid import MonthPlan, patient
@@ -16,11 +17,11 @@ GRACE_S = 1800.0
 
 
 def days(seed: int = 1, **changes: Any) -> MonthFigures:
-    """Three days of forty machines of which most leave for good within three days."""
+    """Three days of thirty machines of which most leave for good within three days."""
     settings: dict[str, Any] = {
         "days": 3.0,
-        "nodes": 40,
-        "blobs": 60,
+        "nodes": 30,
+        "blobs": 40,
         "lifetime_s": 3 * DAY_S,
         "before_s": 2 * DAY_S,
         "terms": patient(GRACE_S),
@@ -34,18 +35,20 @@ def promises_kept(figures: MonthFigures) -> bool:
     return (
         figures.lost == 0
         and figures.mean_live > 2.7
-        and figures.mean_kept < 3.8
+        and figures.mean_kept < 3.7
+        and figures.trims > 0
         and figures.readable > 0.995
-        and figures.whole > 0.8
-        and figures.below_p50_s < GRACE_S + 120
+        and figures.whole > 0.9
+        and figures.below_p95_s < GRACE_S + 300
     )
 
 
 def test_no_blob_is_lost_although_most_machines_leave_for_good() -> None:
     figures = days()
+    assert promises_kept(days(days=2.0)), "as the planted bugs are run"
     assert figures.acknowledged + figures.failed == figures.puts
-    assert figures.acknowledged > 50
-    assert figures.left_for_good > 30
+    assert figures.acknowledged > 35
+    assert figures.left_for_good > 20
     assert figures.repairs > 50
     assert figures.trims > 20
     assert promises_kept(figures), describe(figures)
@@ -64,12 +67,12 @@ def test_without_churn_nothing_is_repaired_and_nothing_is_trimmed() -> None:
 
 
 def test_a_seed_replays_exactly() -> None:
-    first, second, other = (days(seed, days=1.0).trace_hash for seed in (3, 3, 4))
+    first, second, other = (days(seed, days=0.5).trace_hash for seed in (3, 3, 4))
     assert first == second != other
 
 
 def test_a_longer_grace_repairs_less_and_leaves_blobs_short_for_longer() -> None:
-    short, long = days(terms=patient(60.0)), days(terms=patient(6 * 3600.0))
+    short, long = days(days=2.0, terms=patient(60.0)), days(days=2.0, terms=patient(6 * 3600.0))
     assert short.repair_bytes > long.repair_bytes
     assert short.whole > long.whole
     assert short.below_p50_s < long.below_p50_s
@@ -78,29 +81,38 @@ def test_a_longer_grace_repairs_less_and_leaves_blobs_short_for_longer() -> None
 
 # -- planted bugs ----------------------------------------------------------------
 
+Patches = list[tuple[Any, str, Any]]
+
 
 def no_candidate(self: Replication, care: Any, refused: Any = ()) -> None:
     """Never finds anybody to copy to."""
 
 
-def trims_too_many(self: Replication, care: Any) -> int:
-    """Takes itself for the one too many as soon as there is one."""
+def takes_itself_for_last(self: Replication, care: Any) -> int:
+    """As if r others stood before it, whoever they are."""
     return int(care.replicas)
 
 
-def everybody_is_last(blob: bytes, key: bytes) -> bytes:
-    """An order in which nobody is before anybody."""
+def goes_at_once(self: Replication, care: Any) -> None:
+    """Lets a copy go without asking anybody."""
+    self._all.effects.append(Trim(care.blob))
+    self._all.drop(care.blob)
+
+
+def nobody_is_before(blob: bytes, key: bytes) -> bytes:
+    """An order in which all are equal."""
     return b""
 
 
-@pytest.mark.parametrize(
-    ("target", "name", "bug"),
-    [
-        (Replication, "_candidate", no_candidate),
-        (Replication, "_before", trims_too_many),
-        (replication, "order", everybody_is_last),
-    ],
-)
-def test_a_planted_bug_is_seen(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, bug: Any) -> None:
-    monkeypatch.setattr(target, name, bug)
-    assert not promises_kept(days())
+BUGS: dict[str, Patches] = {
+    "no repair": [(Replication, "_candidate", no_candidate)],
+    "trims below r": [(Replication, "_before", takes_itself_for_last), (Replication, "_check", goes_at_once)],
+    "wrong rank": [(replication, "order", nobody_is_before)],
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_seen(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    for target, name, planted in BUGS[bug]:
+        monkeypatch.setattr(target, name, planted)
+    assert not promises_kept(days(days=2.0))

@@ -79,6 +79,8 @@ class MonthFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Of the node that sent most, over the time for which it was a member."""
     messages_per_live_node_hour: float
     messages_bytes_s_per_live_node: float
+    """Without the probes of every minute."""
+    probe_bytes_s_per_live_node: float
     events: int
     cpu_s: float
     trace_hash: str
@@ -141,6 +143,7 @@ def figures_of(grid: MonthGrid, cpu_s: float) -> MonthFigures:
         busiest_kb_s=round(busiest / 1000, 3),
         messages_per_live_node_hour=round(tally.messages / live_s * HOUR_S, 1),
         messages_bytes_s_per_live_node=round(tally.message_bytes / live_s, 2),
+        probe_bytes_s_per_live_node=round(sum(grid.probe_bytes_s) / max(1, len(grid.probe_bytes_s)), 1),
         events=grid.heap.steps,
         cpu_s=round(cpu_s, 1),
         trace_hash=grid.heap.trace_hash(),
@@ -154,7 +157,7 @@ def describe(figures: MonthFigures) -> str:
     below = f"p50 {one.below_p50_s:.0f} s, p95 {one.below_p95_s:.0f} s, max {one.below_max_s:.0f} s"
     gone = f"{one.departures} departures, {one.left_for_good} for good"
     each = f"{one.repair_bytes_per_node_day / MIB:.2f} MiB a day and member, {one.repair_kb_s_per_live_node:.3f} kB/s while on"
-    asked = f"{one.messages_per_live_node_hour:g} an hour, {one.messages_bytes_s_per_live_node:g} bytes/s of a node that is on"
+    asked = f"{one.messages_per_live_node_hour:g} an hour, {one.messages_bytes_s_per_live_node:g} bytes/s while on"
     copied = f"{one.repairs} ({one.repair_bytes / MIB:.0f} MiB), {one.trims} trims ({one.trim_bytes / MIB:.0f} MiB)"
     return "\n".join(
         [
@@ -167,7 +170,7 @@ def describe(figures: MonthFigures) -> str:
             f"unreadable     {one.unreadable_times} times, for {one.unreadable_max_s:.0f} s at most",
             f"repairs        {copied}, {one.broken} broken off, {one.refused} refused",
             f"traffic        {each}, {one.busiest_kb_s:.2f} kB/s by the busiest",
-            f"questions      {asked}",
+            f"questions      {asked}; probes every minute {one.probe_bytes_s_per_live_node:g} bytes/s",
             f"run            {one.events} events, {one.cpu_s:g} s of CPU, trace {one.trace_hash[:16]}",
         ]
     )

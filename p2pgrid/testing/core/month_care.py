@@ -2,7 +2,9 @@
 
 What a node's service does around :class:`p2pgrid.core.replication.Replication`: sessions that come and go, questions that take a
 while or are lost, copies over the uplink, a wake-up when one is due. A machine that goes off loses all of it but its disk: when it is
-back it begins anew with the blobs that it finds there.
+back it begins anew with the blobs that it finds there, and looks for who else has them. Asking everybody who is near, and the records of
+holders in the DHT, would find all that are on; so whoever is back is told of them, and asks those. The other answers of such a search,
+that somebody has nothing, are not simulated.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.testing.core.month_grid import MonthGrid
 from p2pgrid.testing.core.month_machines import Member
 
+PROBED_S = 60.0
+"""How often co-holders ask one another for all they share."""
 LEASE_S = 1e9
 EXPIRES_MS = 1 << 50
 """Nothing ends within the month."""
@@ -78,6 +82,10 @@ class CoreCare:
             if key != member.key:
                 self._feed(node, core.Came(key, True))
                 self._feed(other, core.Came(member.key, True, anew=True))
+        for blob in list(member.disk):
+            others = tuple(key for key in self._grid.holders[blob] if key != member.key and key in self._nodes)
+            if others:
+                self._feed(node, core.Heard(blob, others))
 
     def _missed(self, member: Member) -> None:
         for node in list(self._nodes.values()):
@@ -110,7 +118,7 @@ class CoreCare:
                 case core.Tell():
                     self._tell(node, effect)
                 case core.Trim():
-                    self._grid.trim(node.member, effect.blob)
+                    self._trim(node, effect.blob)
         self._wake(node)
 
     def _wake(self, node: _Node) -> None:
@@ -129,6 +137,15 @@ class CoreCare:
 
     def _later(self, node: _Node, delay_s: float, call: Callable[[], None], label: bytes) -> None:
         self._heap.after(delay_s, lambda: call() if self._is_on(node) else None, label)
+
+    def probe_bytes_s(self) -> float:
+        """What it takes at this moment to probe all co-holders every minute: bytes a second of a machine that is on."""
+        total = 0.0
+        for key, node in self._nodes.items():
+            asked = {other for blob in node.member.disk for other in self._grid.holders[blob] if other in self._nodes and other != key}
+            shared = sum(other in self._nodes for blob in node.member.disk for other in self._grid.holders[blob]) - len(node.member.disk)
+            total += 2 * ASK_BYTES * len(asked) + (ASK_BLOB_BYTES + 1) * shared
+        return total / max(1, len(self._nodes)) / PROBED_S
 
     # -- effects ----------------------------------------------------------------------------
 
@@ -170,6 +187,21 @@ class CoreCare:
             self._feed(node, core.Copied(copy.blob, copy.peer, reason))
 
         self._grid.copy(node.member, receiver, copy.blob, (node.member.key,), done)
+
+    def _trim(self, node: _Node, blob: bytes) -> None:
+        """Its co-holders hear of it by their next probe. Of all those of every minute only the one that tells something new is an event."""
+        self._grid.trim(node.member, blob)
+        for key in self._grid.holders[blob]:
+            other = self._nodes.get(key)
+            if other is not None:
+                self._later(other, PROBED_S * self._heap.rng.random(), self._probed(other, node.member, blob), b"probe")
+
+    def _probed(self, other: _Node, member: Member, blob: bytes) -> Callable[[], None]:
+        def answer() -> None:
+            if blob not in member.disk and member.on:
+                self._feed(other, core.Answered(member.key, (blob,), bytes(1)))
+
+        return answer
 
     def _tell(self, node: _Node, tell: core.Tell) -> None:
         for peer in tell.peers:

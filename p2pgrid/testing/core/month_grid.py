@@ -26,16 +26,19 @@ STEPS_MAX = 100_000_000
 def patient(grace_s: float) -> Terms:
     """The terms of holders that wait for so long before they replace a copy.
 
-    Sessions say who comes and goes; beside that co-holders are probed twice a day only, where in a small grid there is time to do so
-    every minute. All machines know one another, so that everybody can be asked for copies that nobody spoke of.
+    Sessions say who comes and goes; of the probes of every minute those that tell nothing new are not simulated, so that the machine
+    asks for them twice a day, and the same holds for asking everybody for copies that nobody spoke of. Writers and repairers have the
+    time that slow uplinks take.
     """
     half_day_s = 12 * HOUR_S
     return Terms(
         grace_s=grace_s,
+        young_bytes_per_s=2e5,
+        step_bytes_per_s=3e5,
         probe_s=half_day_s,
         away_retry_s=half_day_s,
         forget_s=4 * half_day_s,
-        neighbours_max=1024,
+        neighbours_max=0,
     )
 
 
@@ -99,6 +102,9 @@ class Caring(Protocol):
     def acknowledged(self, source: Member, blob: bytes) -> None:
         """Whoever put a blob was told that it is stored."""
 
+    def probe_bytes_s(self) -> float:
+        """Bytes a second that a machine that is on takes to probe its co-holders."""
+
 
 class MonthGrid:
     """Machines, blobs and the counting of them. Somebody else takes care."""
@@ -121,6 +127,8 @@ class MonthGrid:
         )
         self.census = Census(plan.replicas)
         self.tally = Tally()
+        self.probe_bytes_s: list[float] = []
+        """At the end of each day."""
         self.holders: dict[bytes, dict[bytes, Member]] = {}
         """Of every blob, all members with a copy, on or off."""
         self.sizes: dict[bytes, int] = {}
@@ -210,6 +218,8 @@ class MonthGrid:
 
     def _day(self) -> None:
         self._days += 1
+        if self.care is not None:
+            self.probe_bytes_s.append(self.care.probe_bytes_s())
         self.census.day(self._days, self.heap.now)
 
     # -- puts ------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from p2pgrid.core.lead import (
     Over,
     Pulled,
     Record,
+    Returned,
     Stopped,
     Tick,
     WorkerGone,
@@ -320,27 +321,19 @@ def test_hungry_workers_are_woken_when_something_is_pending_again() -> None:
     assert B in invited(lead.handle(WorkerGone(A), 1.0, 0))
 
 
-def test_a_slow_lease_is_copied_once_when_nothing_is_pending() -> None:
-    lead = lead_of(2)
-    slow = pull(lead, A, want=1, slots=1)
-    fast = pull(lead, B, want=1, slots=1)
-    assert slow is not None
-    assert fast is not None
-    deliver(lead, receipt(fast), now=1.0)
-    lead.handle(WorkersKnown(frozenset((A, B))), 2.0, 0)
-    assert lead.book.pending == 0
-    effects = lead.handle(Tick(), 8.0, 0)
-    assert lead.book.pending == 1
-    assert B in invited(effects)
-    copy = pull(lead, B, now=8.0)
-    assert leased(copy) == leased(slow)
-    lead.handle(Tick(), 20.0, 0)
-    assert lead.book.pending == 0
-    deliver(lead, receipt(slow), now=21.0)
-    assert lead.ledger.state(0, next(iter(leased(slow)))[1]) == DONE
-    assert copy is not None
-    deliver(lead, receipt(copy), now=22.0)
+def test_leases_that_are_handed_back_go_to_others_at_once_and_count_no_attempt() -> None:
+    lead = lead_of(4)
+    mine, other = pull(lead, A, want=2, slots=2), pull(lead, B, want=1, slots=1)
+    assert mine is not None
+    assert other is not None
+    pull(lead, C, want=4, slots=4)
+    effects = lead.handle(Returned(A, (mine.id, other.id, b"x" * 32)), 1.0, 0)
     lead.check()
+    assert lead.book.pending == len(leased(mine)) > 0
+    assert other.id in lead.book.leases
+    assert not effects or invited(effects)
+    deliver(lead, receipt(mine), now=2.0)
+    assert lead.book.pending == 0
 
 
 def test_a_forged_receipt_changes_nothing() -> None:

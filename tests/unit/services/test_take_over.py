@@ -10,7 +10,7 @@ from p2pgrid.core import takeover
 from p2pgrid.model.job import Derive
 from p2pgrid.node import Node
 from p2pgrid.runtimes.tasks import Kind
-from p2pgrid.services import leading, succession
+from p2pgrid.services import custody, keeping, leading, succession
 from p2pgrid.wire.codec import decode
 from tests.unit.services.grid_in_process import Grid, InPlacePool, results, submit, until
 
@@ -152,3 +152,24 @@ async def test_while_nobody_leads_a_keeper_takes_receipts(grid: Grid, pool: type
     values, _ = await results(await grid.channel(grid[0]), job)  # type: ignore[arg-type]
     assert len(values) == 40
     assert units_run(pool) <= 40 + 4, "what was leased by the lead that is gone did not run again"
+
+
+async def test_the_log_of_a_job_that_ended_is_kept_by_others_when_its_keepers_go(
+    grid: Grid, pool: type[InPlacePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custody, "ABSENT_S", 0.2)
+    monkeypatch.setattr(custody, "AGAIN_S", 0.5)
+    monkeypatch.setattr(leading, "ENDED_IN_MEMORY_MAX", 0)
+    monkeypatch.setattr(keeping, "ENDED_IN_MEMORY_MAX", 0)
+    await grid.grow(5, cores=1)
+    channel, job = await submit(grid, grid[1], list(range(8)))
+    await results(channel, job)
+    await channel.close()
+    await until(lambda: sum(node.keeping.knows(job) for node in grid.living()) == 4, "four have it")
+    for _ in range(2):
+        await grid.add()
+    for number in (1, 2):
+        await grid.close(grid[number])
+        await until(lambda: sum(node.keeping.knows(job) for node in grid.living()) >= 4, "four have it again")
+    values, outcome = await results(await grid.channel(grid[6]), job)
+    assert (values, outcome.line.state) == ({number: number for number in range(8)}, "done")

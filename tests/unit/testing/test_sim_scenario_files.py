@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "reference" / "scenario-files.md"
 NAMES = {path.stem for path in FILES}
 WANTED = (
     "agreement bit-rot calm churn clocks flash-crowd full-disks iot-edge liars mass-departure partition power-cuts slow-nodes "
-    "submitter-gone sybil thousand"
+    "stragglers submitter-gone sybil thousand"
 )
 
 
