@@ -40,6 +40,7 @@ from p2pgrid.services.pins import Pins
 from p2pgrid.services.reading import Reading
 from p2pgrid.services.scrubbing import Scrubbing
 from p2pgrid.services.storing import Storing
+from p2pgrid.services.submitting import Submitting
 from p2pgrid.services.succession import Succession
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.services.watching import Watching
@@ -226,6 +227,7 @@ class Node:
         self.keeping = Keeping(context, self.dht, self.home.ledger)
         self.reading = Reading(context, self.peers, self.dht, self.keeping)
         self.leading = Leading(context, self.peers, self.storing, self.keeping)
+        self.submitting = Submitting(context, self.storing, self.keeping, self.leading)
         self.succession = Succession(context, self.peers, self.keeping, self.reading, self.leading)
         self.working = Working(context, self.peers, self.storing, self.workers, inputs)
         self.departing = Departing(context, self.peers, self.working, self.succession, self.caring)
@@ -257,6 +259,7 @@ class Node:
             context,
             self.peers,
             self.dht,
+            self.submitting,
             self.leading,
             self.keeping,
             self.reading,
@@ -272,7 +275,7 @@ class Node:
         """Meet the grid: over a session first, which tells why it refuses, then in the DHT."""
         self._closing.push_async_callback(self.workers.close)
         await self.workers.start()
-        for service in (self.peers, self.storing, self.files, self.pins):
+        for service in (self.peers, self.storing, self.submitting, self.files, self.pins):
             self._closing.push_async_callback(service.close)
         for starting in (self.watching, self.keeping, self.leading, self.succession, self.working, self.caring, self.scrubbing):
             self._closing.push_async_callback(starting.close)

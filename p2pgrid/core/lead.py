@@ -380,6 +380,7 @@ class Lead:
     # -- departures and time ---------------------------------------------------
 
     def _on_gone(self, worker: bytes, now: float) -> list[Effect]:
+        self.speculation.gone(worker, self.ledger.missing)
         self.workers.pop(worker, None)
         self.known -= {worker}
         leases = [self.book.leases[lease] for lease in sorted(self.book.by_worker.get(worker, ()))]

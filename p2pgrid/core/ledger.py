@@ -64,6 +64,8 @@ WORDS_PER_UNIT_MAX = 8
 """How often the units of one grant may be answered in receipts that others vouch for: a worker that says many
 things about one unit is a liar, and fills no ledger with it."""
 
+ENDS_PER_LEAD_MAX = 8
+
 Rank = tuple[int, bool, bytes, bytes]
 """(epoch, given up, author, digest) of a decision on a unit: the smallest stands, so nobody overrules an earlier epoch."""
 
@@ -84,10 +86,10 @@ class Ledger:
         self.job = job
         self.layout = Layout(job.body)
         self.cancelled: Signed[Cancel] | None = None
-        self.settled: Signed[Settled] | None = None
-        """The end as the submitter's side settled it."""
+        self.final: dict[bytes, Signed[Settled]] = {}
+        """The end as the submitter's side settled it, by statement id. More than one: decisions of another lead were merged between."""
         self.provisional: dict[bytes, Signed[Settled]] = {}
-        """The end as leads settled it whom the submitter did not name itself, by author."""
+        """The end as leads settled it whom the submitter did not name itself."""
         self.grants: dict[bytes, Signed[Grant]] = {}
         self.receipts: dict[bytes, int] = {}
         self.receipt_list: list[Signed[Receipt]] = []
@@ -442,17 +444,12 @@ class Ledger:
 
     def _add_settled(self, settled: Signed[Settled]) -> bool:
         self._of_this_job(settled.body.job)
-        if self.lineage.of_submitter(settled.author):
-            if self.settled is not None and self.settled.id <= settled.id:
-                return False
-            self.settled = settled
-            return True
-        if not self.lineage.names(settled.author):
+        ends = self.final if self.lineage.of_submitter(settled.author) else self.provisional
+        if not (self.lineage.of_submitter(settled.author) or self.lineage.names(settled.author)):
             raise RefusedError("only who leads a job settles it", reason=Reason.NO_ROLE)
-        known = self.provisional.get(settled.author)
-        if known is not None and (-known.body.done, known.id) <= (-settled.body.done, settled.id):
+        if settled.id in ends or sum(known.author == settled.author for known in ends.values()) >= ENDS_PER_LEAD_MAX:
             return False
-        self.provisional[settled.author] = settled
+        ends[settled.id] = settled
         return True
 
     def check(self) -> None:

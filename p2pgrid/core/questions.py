@@ -76,8 +76,11 @@ class Questions:
 
     def search(self, care: Care) -> None:
         """Ask everybody who is near for copies of a blob."""
+        care.searched_s = self._all.now
+        if not self._terms.neighbours_max:
+            return
         self._last_search += 1
-        care.search, care.searched_s = self._last_search, self._all.now
+        care.search = self._last_search
         self._searches.append((self._last_search, care.blob))
         self._began = True
 

@@ -35,6 +35,8 @@ LAST_S = 1.0
 """Pending units for each core, or seconds of work for all, from which on a job is near its end."""
 HOLD_FACTOR = 1.2
 HOLD_EXTRA_S = 1.0
+HELD_AGAIN_S = 2.5
+"""Who did not ask for so long begins to wait anew: it is other units now."""
 
 
 @dataclass(slots=True)
@@ -88,7 +90,10 @@ class Sharing:
             return room
         if worker.hungry_since is None:
             worker.hungry_since = now
-        return 0 if now - worker.hungry_since < 2 * soon_s + HOLD_EXTRA_S else pending
+        if now - worker.held_at > HELD_AGAIN_S:
+            worker.held_since = now
+        worker.held_at = now
+        return 0 if now - worker.held_since < 2 * soon_s + HOLD_EXTRA_S else pending
 
     def _copies(self, pull: Pulled, worker: WorkerState, room: int, now: float) -> list[UnitRange]:
         left = self.speculation.room(self.answers)

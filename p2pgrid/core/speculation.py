@@ -5,7 +5,8 @@
 2. What is expected goes by the pace of each worker (:mod:`p2pgrid.core.pace`), from the moment it last answered. A unit that
    takes longer than forecast is taken to need longer still; one that strays further than nearly all did, to be lost.
 3. There is one copy of a unit beyond what it needs, and never at a party that had the unit.
-4. Copies, and units of leases given up early, are at most ``EXTRA`` of the answers there are so far, and one.
+4. Copies, and units of leases given up early, are at most ``EXTRA`` of the answers there are so far, and one. What
+   became of them since is taken into account: whose first worker is gone was no copy after all.
 5. A lease is given up for lost after several times its forecast, well within its time-outs; the more units were lost in
    this way, the later. Rule 4 does not forbid it: without it nothing would ever end at workers that say nothing.
 
@@ -67,6 +68,14 @@ class Chunk(NamedTuple):
     """How many copies of it are out already."""
 
 
+class _GivenUp(NamedTuple):
+    """A lease given up for lost: since when nothing was heard of it, and what it counts as."""
+
+    worker: bytes
+    since: float
+    units: float
+
+
 @dataclass(slots=True)
 class Speculation:
     """Copies and early ends of the leases of one job. ``now`` is monotonic seconds."""
@@ -77,6 +86,8 @@ class Speculation:
     quorum: int = 1
     copied: float = 0.0
     """Units of which copies were made so far, each counted as large as it was taken to be."""
+    copies: int = 0
+    """How many copies were made."""
     taken_back: float = 0.0
     """Units of leases given up for lost."""
     _answers: int = 0
@@ -84,8 +95,8 @@ class Speculation:
     _awake_at: float = -math.inf
     _plan: list[Chunk] = field(default_factory=list)
     _planned_at: float = -math.inf
-    _given_up: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
-    """Leases given up for lost, and since when nothing was heard of them."""
+    _given_up: OrderedDict[bytes, _GivenUp] = field(default_factory=OrderedDict)
+    """By lease, the latest last."""
 
     def room(self, answers: int) -> float:
         """How many units may still be leased beyond what is needed, if there are so many answers."""
@@ -117,6 +128,7 @@ class Speculation:
                 taken += ranges
                 batches[chunk.batch] = None
                 want, room, self.copied = want - copied, room - copied * chunk.cost, self.copied + copied * chunk.cost
+                self.copies += copied
         return taken
 
     def wanted(self, now: float, room: float) -> list[bytes]:
@@ -235,18 +247,33 @@ class Speculation:
         return slack_s + LOST_FACTOR * self.pace.stray * forecast_s * more
 
     def _give_up(self, lease: Lease, now: float) -> None:
-        self.taken_back += lease.open * self.pace.most
+        units = lease.open * self.pace.most
+        self.taken_back += units
         worker = self.workers.get(lease.worker)
         if worker is not None:
             worker.silent += 1
             worker.waiting_s = 0.0
-        self._given_up[lease.id] = now
+        self._given_up[lease.id] = _GivenUp(lease.worker, now, units)
         while len(self._given_up) > FORGOTTEN_MAX:
             self._given_up.popitem(last=False)
 
     def heard(self, grant: bytes, worker: WorkerState, units: int, now: float) -> None:
         """A receipt for a lease that is no more: the time it took since it was given up belongs to its worker's pace."""
-        since = self._given_up.get(grant)
-        if since is not None:
-            worker.busy_s += min(units, worker.slots) * max(0.0, now - since)
-            self._given_up[grant] = now
+        known = self._given_up.get(grant)
+        if known is not None:
+            worker.busy_s += min(units, worker.slots) * max(0.0, now - known.since)
+            self._given_up[grant] = known._replace(since=now)
+
+    def gone(self, worker: bytes, missing: Callable[[int, int], int]) -> None:
+        """A worker is gone, before its leases end: what others do in its place is no extra work."""
+        for grant in [grant for grant, known in self._given_up.items() if known.worker == worker]:
+            self.taken_back -= self._given_up.pop(grant).units
+        if not self.copies:
+            return
+        replaced = 0
+        for lease in self.book.by_worker.get(worker, ()):
+            for batch, start, count in self.book.unanswered(self.book.leases[lease]):
+                for unit in range(start, start + count):
+                    replaced += self.book.owed(batch, unit) > missing(batch, unit)
+        self.copied = max(0.0, self.copied - replaced * self.copied / self.copies)
+        self.copies = max(0, self.copies - replaced)

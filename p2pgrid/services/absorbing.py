@@ -80,11 +80,11 @@ class KeptJob:
         ``incomplete`` if it lacks, or contradicts, what was settled; ``stopped`` if this node could not go on with it.
         """
         ledger = self.ledger
-        if ledger.settled is not None and self._bears_out(ledger.settled.body):
-            return "failed" if ledger.settled.body.failed else "done"
+        if any(self._bears_out(settled.body) for settled in ledger.final.values()):
+            return "failed" if ledger.failed else "done"
         if ledger.cancelled:
             return "cancelled"
-        if ledger.settled is not None:
+        if ledger.final:
             return "incomplete"
         if any(self._bears_out(settled.body) for settled in ledger.provisional.values()):
             return "failed" if ledger.failed else "done"
@@ -98,7 +98,7 @@ class KeptJob:
     @property
     def provisional(self) -> bool:
         """Whether the submitter's side has not said yet how the job ended: another lead may have decided otherwise."""
-        return self.ledger.settled is None and self.ledger.cancelled is None
+        return not self.ledger.final and self.ledger.cancelled is None
 
     @property
     def whole(self) -> bool:

@@ -9,26 +9,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from p2pgrid.core import lead as core
-from p2pgrid.core.admission import check_job
 from p2pgrid.core.keeping import K, workers_of
 from p2pgrid.errors import MalformedError, P2PGridError, RefusedError, RemoteError, TryAgainError, UnreachableError
 from p2pgrid.model import log as kinds
 from p2pgrid.model.ids import JobId, NodeKey, StatementId, short
-from p2pgrid.model.job import Job, Settled
+from p2pgrid.model.job import Settled
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import Grant, Receipt
 from p2pgrid.net.rpc import Session
 from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.deriving import Deriving
-from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.keeping import Keeping
-from p2pgrid.services.ledjob import Batches, LedJob, check_batches
+from p2pgrid.services.ledjob import Batches, LedJob
 from p2pgrid.services.outbox import DELIVERY_ITEMS_MAX
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.pushing import Pushing
@@ -76,8 +74,7 @@ class Leading:
         self._keeping = keeping
         self._tasks = Tasks("leading")
         self._pushing = Pushing(context, peers, self._replace_keeper, self._on_newer)
-        self._recruiting = Recruiting(context, peers)
-        self._submitting: set[JobId] = set()
+        self.recruiting = Recruiting(context, peers)
         self.deriving = Deriving(context, storing)
         self._batches = Batches(context.offload)
         self.jobs: dict[JobId, LedJob] = {}
@@ -98,78 +95,10 @@ class Leading:
         await self._tasks.close()
         await self._pushing.close()
 
-    # -- the beginning of a job ----------------------------------------------------
+    # -- the beginning ---------------------------------------------------------------
 
-    async def submit(self, raw: bytes, batches: Iterable[bytes], *, detach: bool = False) -> LedJob:
-        """Take a job over from its submitter: log it, name keepers, begin to lead. ``batches`` in manifest order.
-
-        ``detach``: return only when every keeper has all of it, code and input files included.
-        Raises RefusedError (limits, not this home's submitter key, known already), IntegrityError (a batch that is not
-        the manifest's), TryAgainError (too many jobs).
-        """
-        context = self._context
-        job = open_envelope(raw, Job, context.grid.id, context.wall_ms())
-        if job.author != context.submitter.public:
-            raise RefusedError("the job is signed by another submitter key", reason=Reason.NO_ROLE)
-        if "submit" not in context.member.roles:
-            raise RefusedError("this node's membership does not let it submit", reason=Reason.NO_ROLE)
-        job_id = JobId(job.id)
-        known = self.jobs.get(job_id)
-        if known is not None:
-            await known.file.wait(known.file.end)
-            return known
-        running = len([led for led in self.jobs.values() if not led.ended.is_set()])
-        if job_id in self._submitting or running + len(self._submitting) >= context.limits.jobs_led:
-            raise TryAgainError("this node already leads as many jobs as it may", reason=Reason.BUSY)
-        check_job(job.body, context.limits)
-        contents = list(batches)
-        check_batches(job.body, contents)
-        self._submitting.add(job_id)
-        try:
-            led, copying = await self._begin(job, contents)
-        finally:
-            self._submitting.discard(job_id)
-        if detach:
-            await self._entrust(led, copying)
-        return led
-
-    async def _begin(self, job: Signed[Job], batches: Sequence[bytes]) -> tuple[LedJob, asyncio.Task[None] | None]:
-        context = self._context
-        job_id = JobId(job.id)
-        if self._keeping.knows(job_id):
-            raise RefusedError("this job was submitted before", reason=Reason.STALE, hint="submit it as a new one")
-        kept = KeptJob(job, JobFile(job_id, lambda: context.ledgers.log(job_id), context.log_port))
-        keepers = self._recruiting.name(kept, (), 0)
-        kept.ledger.add(keepers)
-        kept.file.post([LogRecord(kinds.JOB, job.raw), LogRecord(kinds.KEEPERS, keepers.raw)], lazy=True)
-        await self._log_batches(kept, batches)
-        durable = kept.file.end
-        self._keeping.add(kept)
-        led = self._lead(kept, epoch=0)
-        copying = self._tasks.spawn(self._replicate_inputs(led), "inputs")
-        self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), context.clock(), context.wall_ms()))
-        try:
-            # Workers are invited while the disk still writes; the submitter is told, and results count, only afterwards.
-            await kept.file.wait(durable)
-        except P2PGridError as error:
-            self._break_off(led, error.message)
-            raise
-        return led, copying
-
-    async def _log_batches(self, kept: KeptJob, batches: Sequence[bytes]) -> None:
-        try:
-            for number, content in enumerate(batches):
-                await kept.file.calm()
-                (kept.batch_at[number],) = kept.file.post([LogRecord(kinds.BATCH, content)], lazy=True)
-                self._batches.put(kept.id, number, content)
-        except P2PGridError:
-            # Nobody was told of the job: half of it must not be found here after a restart.
-            await kept.file.quiet()
-            with suppress(P2PGridError):
-                self._context.log_port.remove(kept.id, lambda error: None)
-            raise
-
-    def _lead(self, kept: KeptJob, epoch: int) -> LedJob:
+    def lead(self, kept: KeptJob, epoch: int) -> LedJob:
+        """Begin to lead a job that is whole here."""
         led = LedJob(kept, core.Lead(kept.ledger, self._seal, self._context.rng, epoch=epoch))
         led.started_s = self._context.clock()
         kept.role, kept.led, kept.stopped = "led", True, ""
@@ -182,19 +111,17 @@ class Leading:
         self._pushing.add(kept)
         return led
 
-    async def _entrust(self, led: LedJob, copying: asyncio.Task[None] | None) -> None:
-        """Wait until the keepers have the whole job: from now on it needs nobody here."""
-        try:
-            async with asyncio.timeout(SETTLE_S):
-                await self._pushing.complete(led.id)
-                if copying is not None:
-                    await asyncio.wait([copying])
-        except (TimeoutError, P2PGridError):
-            led.keepers_note = "not every keeper has confirmed the job yet"
-
     def reached(self, led: LedJob) -> int:
         """How many other nodes have everything of a job that is on this disk."""
         return self._pushing.reached(led.id)
+
+    def begin(self, kept: KeptJob, batches: Sequence[bytes]) -> LedJob:
+        """Lead a job that was just submitted here, from its first unit on."""
+        for number, content in enumerate(batches):
+            self._batches.put(kept.id, number, content)
+        led = self.lead(kept, epoch=0)
+        self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), self._context.clock(), self._context.wall_ms()))
+        return led
 
     async def take_over(self, kept: KeptJob, not_these: frozenset[bytes] = frozenset()) -> LedJob:
         """Lead a job from where it stands: name this node lead in a new keeper set, and go on.
@@ -207,10 +134,10 @@ class Leading:
             raise RefusedError("the job is not here as a whole", reason=Reason.UNKNOWN_JOB)
         before = [key for key in (current.body.lead, *current.body.keepers) if key != context.me and key not in not_these]
         keep = tuple(await self._peers.reachable(before))[:K]
-        keepers = self._recruiting.name(kept, keep, current.body.epoch + 1, not_these)
+        keepers = self.recruiting.name(kept, keep, current.body.epoch + 1, not_these)
         await kept.file.append([LogRecord(kinds.KEEPERS, keepers.raw)])
         kept.ledger.add(keepers)
-        led = self._lead(kept, keepers.body.epoch)
+        led = self.lead(kept, keepers.body.epoch)
         now, now_ms = context.clock(), context.wall_ms()
         if not led.ended.is_set():
             there = frozenset([context.me, *self._peers.live()])
@@ -228,7 +155,7 @@ class Leading:
         if newest is not None and newest.body.lead != self._context.me:
             self.step_down(led)
         elif led.ended.is_set():
-            return
+            self._settle_again(led)
         elif kept.ledger.cancelled is not None:
             self._stop(led)
         else:
@@ -265,6 +192,10 @@ class Leading:
             self._pushing.remove(led.id)
         led.kept.tell_watchers()
 
+    async def batch(self, led: LedJob, number: int) -> bytes:
+        """A batch of the manifest. Raises what reading the disk raises."""
+        return await self._batches.get(led, number)
+
     async def complete(self, led: LedJob) -> None:
         """Wait until every keeper has everything posted so far."""
         await self._pushing.complete(led.id)
@@ -278,15 +209,9 @@ class Leading:
     def _replace_keeper(self, job: JobId, failed: bytes | None) -> None:
         """A keeper is gone or refused (or, with None, the set is short): name others if there are any."""
         led = self.jobs.get(job)
-        named = self._recruiting.replace(led, failed) if led is not None else None
+        named = self.recruiting.replace(led, failed) if led is not None else None
         if named is not None:
             self._pushing.set_keepers(job, named.body.keepers)
-
-    async def _replicate_inputs(self, led: LedJob) -> None:
-        """Copies of the code and of input files on r nodes, keepers first, while the job already runs."""
-        blobs = await self.deriving.input_blobs(led.job.body, lambda number: self._batches.get(led, number))
-        for blob in blobs:
-            await self._storing.replicate(blob, led.job.body.replicas, led.keepers, led.job.body.expires_ms)
 
     def _seal(self, statement: Any) -> Signed[Any]:
         return seal(statement, self._context.key, self._context.grid.id)
@@ -477,7 +402,7 @@ class Leading:
                     break
                 except P2PGridError as error:
                     if not error.retryable or wait_s is None:
-                        self._break_off(led, f"its results could not be joined: {error.message}")
+                        self.break_off(led, f"its results could not be joined: {error.message}")
                         return
                     await asyncio.sleep(wait_s)
 
@@ -495,18 +420,28 @@ class Leading:
         # The last results go out as soon as they are on disk: nothing here may stand in their way.
         with suppress(P2PGridError):
             await led.file.wait(led.file.end)
-        ledger = led.ledger
-        root = root_of(ledger, range(ledger.layout.batches))
-        own = context.submitter.public == led.job.author
-        statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
-        settled = seal(statement, context.submitter if own else context.key, context.grid.id)
-        ledger.add(settled)
-        await led.file.append([LogRecord(kinds.SETTLED, settled.raw)])
+        self._settle(led)
+        await led.file.wait(led.file.end)
         try:
             await asyncio.wait_for(self._pushing.complete(led.id), SETTLE_S)
         except (TimeoutError, UnreachableError):
             led.keepers_note = "not every keeper has confirmed the end of the job"
         self._end(led)
+
+    def _settle(self, led: LedJob) -> None:
+        context, ledger = self._context, led.ledger
+        root = root_of(ledger, range(ledger.layout.batches))
+        own = context.submitter.public == led.job.author
+        statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
+        settled = seal(statement, context.submitter if own else context.key, context.grid.id)
+        if ledger.add(settled):
+            led.file.post([LogRecord(kinds.SETTLED, settled.raw)])
+
+    def _settle_again(self, led: LedJob) -> None:
+        """The job had ended; then what another lead decided meanwhile was merged, and another answer may stand for some unit."""
+        if led.kept.state in ("running", "incomplete") and led.ledger.complete and led.file.failed is None:
+            self._settle(led)
+            self._keeping.index(led.kept)
 
     def _end(self, led: LedJob) -> None:
         """The first end counts."""
@@ -517,7 +452,7 @@ class Leading:
         self._context.tell(led.state, f"job {short(led.id)} {led.state}")
         led.kept.tell_watchers()
 
-    def _break_off(self, led: LedJob, why: str) -> None:
+    def break_off(self, led: LedJob, why: str) -> None:
         """The job cannot go on here: stop leasing. One of its keepers goes on if it can; else it is stopped, and says why."""
         if led.ended.is_set() or led.broken:
             return
@@ -557,10 +492,10 @@ class Leading:
 
     def _look_after(self, led: LedJob, now: float, now_ms: int) -> None:
         if led.file.failed is not None:
-            self._break_off(led, led.file.failed.message)
+            self.break_off(led, led.file.failed.message)
             return
         if led.job.body.expires_ms < now_ms:
-            self._break_off(led, "its time is over")
+            self.break_off(led, "its time is over")
             return
         self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
         self._apply(led, led.lead.handle(core.Tick(), now, now_ms))

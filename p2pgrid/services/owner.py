@@ -29,6 +29,7 @@ from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.reading import Reading
+from p2pgrid.services.submitting import Submitting
 from p2pgrid.services.succession import Succession
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import seal
@@ -71,6 +72,7 @@ class Owner:
         context: Context,
         peers: Peers,
         dht: GridServer,
+        submitting: Submitting,
         leading: Leading,
         keeping: Keeping,
         reading: Reading,
@@ -84,6 +86,7 @@ class Owner:
         self._context = context
         self._peers = peers
         self._dht = dht
+        self._submitting = submitting
         self._leading = leading
         self._keeping = keeping
         self._reading = reading
@@ -177,7 +180,7 @@ class Owner:
             raw = await read_framed(stream, JOB_BYTES_MAX)
             limit = self._context.limits.batch_bytes + MIB
             batches = [await read_framed(stream, limit) for _ in range(header.batches)]
-            led = await self._leading.submit(raw, batches, detach=header.detach)
+            led = await self._submitting.submit(raw, batches, detach=header.detach)
         except P2PGridError as error:
             stream.write_nowait(framed(_failed(Submitted(b"", 0), error)))
             return

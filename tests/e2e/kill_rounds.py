@@ -178,7 +178,6 @@ class Rounds:
             while not self._killed:
                 await action(channel)
         except (P2PGridError, OSError):
-            # Also a stream that ended in the middle of an answer.
             if not self._killed and self.members[0].process.poll() is None:
                 raise
 

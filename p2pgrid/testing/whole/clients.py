@@ -79,6 +79,8 @@ class JobRun:
     """Values of the last level that some node held, durably decided, when the readers began."""
     told_conflicts: int = 0
     """How many conflicts the last reader was told of."""
+    unreadable: bool = False
+    """Whoever waited for it was told that nobody has a copy of one of its values any more."""
     reader: str = ""
     """The machine at which somebody waits for its results."""
     read: Reading | None = None

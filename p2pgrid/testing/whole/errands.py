@@ -80,6 +80,7 @@ class Errands:
         except (P2PGridError, TimeoutError) as error:
             self._crowd.count_path("client-again")
             run.state = f"client: {error}"
+            run.unreadable = isinstance(error, P2PGridError) and error.reason == Reason.NO_BLOB
             if isinstance(error, P2PGridError) and not error.retryable and run.job is None:
                 return
         if not run.followed:
@@ -147,7 +148,7 @@ class Errands:
 
     def settled(self) -> bool:
         """Whether everybody who waits for a job, at a machine that runs, has been told its end."""
-        return all(run.followed or run.cancelled or run.job is None or not self._waiting(run) for run in self.jobs)
+        return all(run.followed or run.unreadable or run.cancelled or run.job is None or not self._waiting(run) for run in self.jobs)
 
     def _waiting(self, run: JobRun) -> bool:
         """Whether there is somebody who could tell what came of a job."""

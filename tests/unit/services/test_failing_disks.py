@@ -55,7 +55,7 @@ async def test_a_full_disk_stops_the_job_and_shows_what_is_on_disk(
     port = Breakable(grid[0])
     gate = asyncio.Event()
     pool.gate = gate
-    channel, job = await submit(grid, grid[0], list(range(30)), per_batch=2)
+    channel, job = await submit(grid, grid[0], list(range(600)), per_batch=2)
     led = grid[0].leading.jobs[job]
     gate.set()
     await until(lambda: led.ledger.done >= 4, "some units are done")

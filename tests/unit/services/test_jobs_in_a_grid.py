@@ -172,7 +172,7 @@ async def test_cancel_stops_workers_and_comes_first(grid: Grid, pool: type[InPla
         await until(lambda: job in node.keeping.jobs and node.keeping.jobs[job].state == "cancelled", "it knows")  # noqa: B023
     for node in grid.nodes:
         await until(lambda: not any(known.users for known in node.working._known.values()), "nothing is held")  # noqa: B023
-    assert (led.state, led.ledger.settled) == ("cancelled", None)
+    assert (led.state, led.ledger.final) == ("cancelled", {})
 
 
 async def test_a_cancel_after_the_end_changes_nothing(grid: Grid) -> None:

@@ -21,7 +21,7 @@ from p2pgrid.model.work import OK, Decision, DecisionEntry, Grant, Receipt, Unit
 from p2pgrid.node import Node
 from p2pgrid.runtimes.tasks import BatchTask, Code, JobKey
 from p2pgrid.store.ledger import JobLog
-from p2pgrid.testing.checkers import Facts, all_checkers, collect
+from p2pgrid.testing.checkers import Facts, Journal, all_checkers, collect, find
 from p2pgrid.testing.checkers.bounds import BoundsChecker
 from p2pgrid.testing.observe import Onlooker
 from p2pgrid.testing.plans.scenario import JobPlan
@@ -63,6 +63,9 @@ class Blobs:
     def has(self, blob: bytes) -> bool:
         return blob in self.held
 
+    def usage(self) -> Any:
+        return SimpleNamespace(used_bytes=0)
+
 
 def node_of(name: str, folder: Path, **policy: Any) -> Any:
     """As much of a node as checkers look at."""
@@ -77,6 +80,8 @@ def node_of(name: str, folder: Path, **policy: Any) -> Any:
         working=SimpleNamespace(worker=SimpleNamespace(running=0), _refused={}),
         blobs=Blobs(folder / name / "blobs"),
         dht=SimpleNamespace(is_server=True),
+        keeping=SimpleNamespace(log_bytes=0),
+        machine=SimpleNamespace(disk=SimpleNamespace(free_bytes=None)),
     )
 
 
@@ -207,6 +212,16 @@ class Story:
 
     def head(self) -> list[Signed[Any]]:
         return [self.job, self.keepers()]
+
+    def whole(self, *names: str) -> None:
+        """The job and its batches lie at these machines: each can go on with it."""
+        for name in names:
+            records = [one for one in self.head() if one.id not in self.held(name)]
+            self.log(name, *records, (kinds.BATCH, b"one"), (kinds.BATCH, b"two"))
+
+    def held(self, name: str) -> dict[bytes, int]:
+        """What lies in a log."""
+        return find(self.checkers, Journal).log(name, self.id).held
 
     def accept(self, *expected: object, name: str = "lead", **plan: Any) -> None:
         """A job is taken; ``expected``: its right values."""

@@ -157,6 +157,7 @@ def _late(story: Story, seconds: float) -> None:
 def test_a_job_that_ends_in_time_passes(tmp_path: Path) -> None:
     story = Story(tmp_path, settle_s=60.0)
     story.good()
+    story.whole("lead")
     story.accept()
     story.tell("on_calm")
     assert find(story.checkers, LivenessChecker).due == [story.id]
@@ -171,6 +172,7 @@ def test_a_job_that_ends_in_time_passes(tmp_path: Path) -> None:
 def test_a_job_that_does_not_end_or_ends_late_is_caught(tmp_path: Path, ends: bool) -> None:
     story = Story(tmp_path, settle_s=60.0)
     story.good()
+    story.whole("lead")
     story.accept()
     story.tell("on_calm")
     story.view.now += 61
@@ -189,7 +191,7 @@ def test_nobody_is_late_before_the_bound(tmp_path: Path) -> None:
 
 
 def _crashed(story: Story) -> None:
-    story.start("lead", story.crash("lead"))
+    story.crash("lead")
 
 
 def _left(story: Story) -> None:
@@ -212,7 +214,7 @@ def _cancelled(story: Story) -> None:
 @pytest.mark.parametrize("why", [_crashed, _left, _disk_failed, _nobody_left, _cancelled])
 def test_no_end_is_asked_where_it_cannot_be(tmp_path: Path, why: Any) -> None:
     story = Story(tmp_path, settle_s=60.0, expect=Expectations(unlucky_max=9))
-    story.log("lead", *story.head())
+    story.whole("lead")
     story.accept()
     why(story)
     story.tell("on_calm")
@@ -222,10 +224,35 @@ def test_no_end_is_asked_where_it_cannot_be(tmp_path: Path, why: Any) -> None:
 
 def test_a_crash_of_a_worker_is_no_excuse(tmp_path: Path) -> None:
     story = Story(tmp_path, settle_s=60.0)
-    story.log("lead", *story.head())
+    story.whole("lead")
     story.accept()
     story.crash("a")
     story.tell("on_calm")
+    _late(story, 61)
+    assert story.broken().count("L1") == 1
+
+
+@pytest.mark.parametrize(("whole", "caught"), [(True, 1), (False, 0)])
+def test_a_keeper_that_has_all_of_a_job_owes_its_end_when_the_lead_is_gone(tmp_path: Path, whole: bool, caught: int) -> None:
+    story = Story(tmp_path, settle_s=60.0)
+    story.whole("lead")
+    story.whole("keeper") if whole else story.log("keeper", *story.head())
+    story.accept()
+    story.crash("lead")
+    story.tell("on_calm")
+    _late(story, 61)
+    assert story.broken().count("L1") == caught
+
+
+def test_an_end_that_only_the_dead_have_seen_is_none(tmp_path: Path) -> None:
+    story = Story(tmp_path, settle_s=60.0)
+    story.good()
+    story.whole("lead", "keeper")
+    story.accept()
+    story.log("lead", story.settled(4, 0, (0, 1, 4, 9)))
+    story.crash("lead")
+    story.tell("on_calm")
+    assert find(story.checkers, LivenessChecker).due == [story.id]
     _late(story, 61)
     assert story.broken().count("L1") == 1
 
@@ -257,19 +284,50 @@ def test_lookups_are_compared_with_the_truth(tmp_path: Path, share: float, caugh
     assert story.broken() == (["L2"] if caught else [])
 
 
-@pytest.mark.parametrize("repair", [False, True])
-def test_copies_are_counted_and_missed_only_where_they_are_repaired(tmp_path: Path, repair: bool) -> None:
-    story = Story(tmp_path, repair=repair)
+@pytest.mark.parametrize(("back_s", "caught"), [(-1.0, False), (30.0, True), (300.0, False)])
+def test_copies_that_are_missing_after_their_time_are_caught(tmp_path: Path, back_s: float, caught: bool) -> None:
+    story = Story(tmp_path, expect=Expectations(copies_back_s=back_s))
     for name in "abc":
         story.view.nodes[name].blobs.held.add(b"f" * 32)
     story.tell("on_stored", "a", b"f" * 32, 9, [public(name) for name in "abc"])
     story.crash("c")
     story.tell("on_calm")
     story.tell("on_read", "d", b"f" * 32, True, "")
+    assert find(story.checkers, CopiesChecker).due == ([b"f" * 32] if back_s > 0 else [])
+    story.view.now += 31
     story.tell("at_end")
     verdict = story.verdict()
     assert verdict.figures["copies_mean"] == verdict.figures["copies_min"] == 2
-    assert [violation.invariant for violation in verdict.violations] == ["L3"] * repair
+    assert [violation.invariant for violation in verdict.violations] == ["L3"] * caught
+
+
+def test_copies_need_not_be_more_than_there_are_nodes_with_room(tmp_path: Path) -> None:
+    story = Story(tmp_path, expect=Expectations(copies_back_s=30.0))
+    for name in "abc":
+        story.view.nodes[name].blobs.held.add(b"f" * 32)
+    story.tell("on_stored", "a", b"f" * 32, 9, [public(name) for name in "abc"])
+    story.crash("c")
+    for name in ("lead", "keeper", "d"):
+        story.view.nodes[name].member.roles = frozenset(("work",))
+    story.tell("on_calm")
+    story.tell("on_read", "d", b"f" * 32, True, "")
+    story.view.now += 31
+    story.tell("at_end")
+    assert story.broken() == []
+
+
+@pytest.mark.parametrize(("asked", "caught"), [(2, []), (3, ["L3"])])
+def test_a_copy_that_is_let_go_while_it_is_needed_is_caught(tmp_path: Path, asked: int, caught: list[str]) -> None:
+    story = Story(tmp_path)
+    for name in "abc":
+        story.view.nodes[name].blobs.held.add(b"f" * 32)
+    story.tell("on_stored", "a", b"f" * 32, 9, [public(name) for name in "abc"], asked)
+    for turn in range(2):
+        story.view.now += 5
+        story.tell("on_second")
+        if not turn:
+            story.view.nodes["c"].blobs.held.clear()
+    assert [one for one in story.broken() if one == "L3"] == caught
 
 
 # -- wrong values ---------------------------------------------------------------------------------------
