@@ -38,6 +38,8 @@ class Terms:
     connection that broke is no loss; what is left is for the holders to hear of it, and of unknown copies."""
     leaving_s: float = 10.0
     """From the word of a peer that it is leaving: it copies what it holds itself."""
+    believed_s: float = 600.0
+    """Who said that it leaves, and is still there after so long, stays."""
     young_s: float = 20.0
     young_bytes_per_s: float = 4e6
     """A blob that never had its copies gets time for its writer to make them: ``young_s``, and its bytes at this speed."""
@@ -161,6 +163,7 @@ class Peer:
     away_since: float = 0.0
     stores: bool = False
     leaving: bool = False
+    leaving_since: float = 0.0
     lied: bool = False
     """It claimed what it could not prove: only what it proves counts."""
     refused_until: float = 0.0

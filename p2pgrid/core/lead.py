@@ -196,7 +196,7 @@ class Lead:
             worker.idle_since = now
         if not ranges:
             return [Granted(pull.worker, None, ended)]
-        worker.hungry_since = worker.idle_since = None
+        worker.hungry_since = worker.held_since = worker.idle_since = None
         job = self.ledger.job.body
         units = sum(unit_range.units for unit_range in ranges)
         lease_s = self._lease_s(units, slots)

@@ -43,9 +43,8 @@ class WorkerState:
     """It pulled and got nothing: it waits for the next invitation."""
     hungry_since: float | None = None
     """When it first got nothing although something was pending."""
-    held_since: float = -1.0
-    """When it was first held back for the others to be faster, and when last."""
-    held_at: float = -math.inf
+    held_since: float | None = None
+    """When it was first held back for the others to be faster."""
     idle_since: float | None = None
     """When it first got nothing at all."""
     called_at: float = -1.0

@@ -259,7 +259,7 @@ class Replication:
     def _on_leaving(self, event: Leaving) -> None:
         peer = self._all.peers.get(event.peer)
         if peer is not None and not peer.away:
-            peer.leaving = True
+            peer.leaving, peer.leaving_since = True, self._all.now
             self._without(peer, self._terms.leaving_s)
 
     def _without(self, peer: Peer, grace_s: float) -> None:
@@ -279,6 +279,7 @@ class Replication:
         if peer is None:
             return
         peer.asking, peer.fails, peer.heard_s = False, 0, self._all.now
+        peer.leaving = peer.leaving and self._all.now - peer.leaving_since < self._terms.believed_s
         failed, proved = {event.blobs[place] for place in event.failed}, {event.blobs[place] for place in event.proved}
         if failed:
             self._caught(peer)

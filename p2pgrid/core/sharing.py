@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,8 +36,6 @@ LAST_S = 1.0
 """Pending units for each core, or seconds of work for all, from which on a job is near its end."""
 HOLD_FACTOR = 1.2
 HOLD_EXTRA_S = 1.0
-HELD_AGAIN_S = 2.5
-"""Who did not ask for so long begins to wait anew: it is other units now."""
 
 
 @dataclass(slots=True)
@@ -48,6 +47,8 @@ class Sharing:
     pace: Pace
     workers: dict[bytes, WorkerState]
     speculation: Speculation
+    _empty_at: float = -math.inf
+    """When somebody last found nothing pending: whoever was held back before is held back anew, it is other units now."""
 
     def take(self, pull: Pulled, worker: WorkerState, present: Callable[[], frozenset[bytes]], now: float) -> list[UnitRange]:
         """What a pull gets, now owed by its worker. ``present``: the parties that are there."""
@@ -57,6 +58,7 @@ class Sharing:
         if room < 1 or len(self.book.by_worker.get(pull.worker, ())) >= LEASES_OWED_MAX:
             return []
         if not self.book.pending:
+            self._empty_at = now
             return self._copies(pull, worker, room, now)
         room = min(room, self._last(worker, slots, owed, now))
         if room < 1:
@@ -90,9 +92,8 @@ class Sharing:
             return room
         if worker.hungry_since is None:
             worker.hungry_since = now
-        if now - worker.held_at > HELD_AGAIN_S:
+        if worker.held_since is None or worker.held_since <= self._empty_at:
             worker.held_since = now
-        worker.held_at = now
         return 0 if now - worker.held_since < 2 * soon_s + HOLD_EXTRA_S else pending
 
     def _copies(self, pull: Pulled, worker: WorkerState, room: int, now: float) -> list[UnitRange]:

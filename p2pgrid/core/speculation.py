@@ -26,7 +26,7 @@ from p2pgrid.core.leases import RANGES_MAX, Lease, LeaseBook
 from p2pgrid.core.pace import Pace, WorkerState
 from p2pgrid.model.work import UnitRange
 
-EXTRA = 0.06
+EXTRA = 0.08
 """Of all answers. What machines lose when they leave comes on top."""
 CLEARLY = 1.2
 """A copy is expected to end earlier by this factor."""

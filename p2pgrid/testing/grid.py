@@ -197,11 +197,12 @@ class SimulatedGrid:
     def _look_at_conflicts(self, verdict: Verdict) -> None:
         """Whoever asks for a job in which leads have decided differently is told so."""
         for run in self.errands.jobs:
-            if run.job is None or not (conflicts := self.referee.views.conflicts(run.job)):
+            if run.job is None or not self.referee.views.conflicts(run.job):
                 continue
             self.crowd.count_path("conflict")
-            if run.read is not None and run.told_conflicts < conflicts:
-                text = f"{conflicts} units have two answers, and the last reader was told of {run.told_conflicts}"
+            shown = self.referee.views.shown(run.job, run.read_at)
+            if run.read is not None and run.told_conflicts < shown:
+                text = f"{shown} units have two answers in the log at {run.read_at}, and a reader there was told of {run.told_conflicts}"
                 verdict.violations.append(Violation("S2", self.world.now, run.plan.name, text))
         verdict.paths = dict(sorted(self.crowd.paths.items()))
 

@@ -10,6 +10,9 @@ import msgspec
 import pytest
 
 from p2pgrid.core import admission, quorum, verdicts
+from p2pgrid.core.ledger import Ledger
+from p2pgrid.core.lineage import Lineage
+from p2pgrid.core.replication import Replication
 from p2pgrid.core.worker import Worker
 from p2pgrid.dht import base, records, table
 from p2pgrid.dht.lost import LostContacts
@@ -20,13 +23,17 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.heart import Heart
 from p2pgrid.net.pool import Pool
 from p2pgrid.node import Node
-from p2pgrid.services import absorbing, leading, leasing, results
+from p2pgrid.services import absorbing, leading, leasing, recruiting, results
+from p2pgrid.services.caring import Caring
 from p2pgrid.services.following import Follower
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.keeping import Keeping
+from p2pgrid.services.leading import Leading
 from p2pgrid.services.membership import Judge
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.storing import Storing
+from p2pgrid.services.submitting import Submitting
+from p2pgrid.services.succession import Succession
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.store import blobs
 from p2pgrid.store.accounts import Accounts
@@ -377,4 +384,91 @@ def keepers_in_any_order(patch: Patch) -> None:
         rng.shuffle(rest)
         return (*have, *rest[: max(0, k - len(have))])
 
-    patch.setattr(leading, "draw_keepers", draw_keepers)
+    patch.setattr(recruiting, "draw_keepers", draw_keepers)
+
+
+# -- whoever leads, and whoever is to -------------------------------------------------------------------
+
+
+def nobody_takes_over(patch: Patch) -> None:
+    """A silent lead is noticed, and that is that."""
+    patch.setattr(Succession, "_begin", _ignored)
+
+
+def lead_begins_anew(patch: Patch) -> None:
+    """A new lead knows the keepers of its job, and nothing of what was decided."""
+    plain = Leading.take_over
+
+    async def take_over(self: Leading, kept: Any, *terms: Any) -> Any:
+        known, kept.ledger = kept.ledger, Ledger(kept.job)
+        for keepers in known.lineage.chain():
+            kept.ledger.add(keepers)
+        return await plain(self, kept, *terms)
+
+    patch.setattr(Leading, "take_over", take_over)
+
+
+def stale_lead_goes_on(patch: Patch) -> None:
+    """Who hears of a newer lead goes on all the same."""
+    patch.setattr(Leading, "step_down", _ignored)
+
+
+def anybody_names_keepers(patch: Patch) -> None:
+    """A keeper set counts whoever signed it."""
+    plain = Lineage.add
+
+    def add(self: Lineage, keepers: Any) -> bool:
+        self._named_in.setdefault(keepers.author, keepers)
+        return plain(self, keepers)
+
+    patch.setattr(Lineage, "add", add)
+
+
+def keepers_not_replaced(patch: Patch) -> None:
+    """A job goes on with the keepers that are left."""
+    patch.setattr(Leading, "_replace_keeper", _ignored)
+
+
+def detached_at_once(patch: Patch) -> None:
+    """Whoever submits a job and goes is told that it is kept before it is."""
+
+    async def entrust(self: Submitting, led: Any, copying: Any) -> None:
+        return
+
+    patch.setattr(Submitting, "_entrust", entrust)
+    patch.setattr(Leading, "reached", lambda self, led: len(led.keepers))
+
+
+def conflict_not_shown(patch: Patch) -> None:
+    """A second answer to a unit is dropped in silence."""
+    plain = Ledger._apply_one
+
+    def apply_one(self: Ledger, *terms: Any) -> None:
+        plain(self, *terms)
+        self.conflicts.clear()
+
+    patch.setattr(Ledger, "_apply_one", apply_one)
+
+
+# -- copies -------------------------------------------------------------------------------------------
+
+
+def copies_never_made(patch: Patch) -> None:
+    """A holder that is gone is missed by nobody."""
+
+    async def copied_to(self: Caring, copy: Any) -> str:
+        return str(Reason.BUSY)
+
+    patch.setattr(Caring, "_copied_to", copied_to)
+
+
+def copies_counted_without_proof(patch: Patch) -> None:
+    """A lost holder counts as one that is there."""
+    plain = Replication._gone
+    patch.setattr(Replication, "_gone", _ignored)
+    assert plain is not None
+
+
+def too_many_let_go(patch: Patch) -> None:
+    """Every holder takes itself for one too many."""
+    patch.setattr(Replication, "_before", lambda self, care: 99)

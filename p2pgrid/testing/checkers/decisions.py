@@ -1,7 +1,8 @@
 """S1: a decision stands only on granted receipts, enough of them. S9: what was decided adds up.
 
 1. A keeper set is by the submitter, or by a node that an earlier set of the log names; who makes one raises the epoch. A
-   grant or decision of epoch 0 is by a lead that the submitter itself named, a later one by a node that any set names.
+   grant or decision of epoch 0 is by a lead that the submitter itself named, a later one by a node that any set names. Nobody
+   leases anything of a job of which its own log says that others lead it.
 2. A receipt lies behind its grant in the log, is to the grant's worker and within its ranges.
 3. A decision lies behind the receipts it cites, and they bear it out: see :mod:`p2pgrid.testing.checkers.weighing`.
 4. A payload is what a receipt before it names; where it lies at the lead, its values are what the receipt says.
@@ -53,7 +54,7 @@ class DecisionChecker(Onlooker):
         self._given: dict[bytes, dict[int, None]] = {}
         self._by_payload: dict[bytes, Entry] = {}
         self._made: set[bytes] = set()
-        """Keeper sets and ends that were met: the first to log one is who made it."""
+        """Keeper sets, leases and ends that were met: the first to log one is who made it, or was given it by who did."""
 
     @property
     def accepted_twice(self) -> int:
@@ -124,6 +125,10 @@ class DecisionChecker(Onlooker):
 
     def _look_at_grant(self, log: Log, grant: Entry) -> None:
         self._look_at_author(log, grant)
+        if grant.id not in self._made:
+            self._made.add(grant.id)
+            if log.newest is not None and grant.author == self._journal.key(log.name) != log.newest.body.lead:
+                self._report(log, grant, f"was given though its log says that others lead, in epoch {log.newest.body.epoch}")
         if grant.fault is None:
             grant.fault = outside_batches(grant.body.ranges, self._journal.levels[log.job])
         if grant.fault:

@@ -8,6 +8,8 @@ there can be.
 
 from __future__ import annotations
 
+import math
+
 from p2pgrid.model import log as kinds
 from p2pgrid.testing.checkers.journal import Journal
 from p2pgrid.testing.checkers.room import has_room
@@ -15,6 +17,8 @@ from p2pgrid.testing.observe import Onlooker
 
 KEPT = frozenset((kinds.GRANT, kinds.RECEIPT, kinds.DECISION, kinds.SETTLED))
 """Payloads as well: these are known by the receipts that name them."""
+RECRUIT_S = 40.0
+"""After the faults: to notice that a keeper is gone takes 15 s, and who refused to keep a job is not asked again at once."""
 K = 3
 """Keepers that a job has besides its lead, where there are so many."""
 
@@ -29,10 +33,12 @@ class KeeperChecker(Onlooker):
         self._journal = journal
         self._due: dict[tuple[bytes, str], dict[bytes, None]] = {}
         """By job and machine: what lay in its log when the faults stopped."""
+        self._calm_s = math.inf
         self._named: dict[bytes, set[bytes]] = {}
         """By job: who was named by then."""
 
     def on_calm(self) -> None:
+        self._calm_s = self.view.now
         known = self._journal.statements
         for name in self._journal.up:
             for job, log in self._journal.logs.get(name, {}).items():
@@ -51,7 +57,7 @@ class KeeperChecker(Onlooker):
             for key in newest.body.keepers:
                 if key in self._named.get(job, ()):
                     self._look(job, self._journal.machines.get(key, ""), due)
-            if not log.over:
+            if not log.over and self.view.now - self._calm_s >= RECRUIT_S:
                 self._count(job, lead, newest.body.keepers)
 
     def _look(self, job: bytes, keeper: str, due: list[bytes]) -> None:

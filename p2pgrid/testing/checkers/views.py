@@ -49,6 +49,17 @@ class ViewChecker(Onlooker):
         """Units of a job that were decided with two different answers, over all logs."""
         return sum(1 for known, place in self._split if known == job and self._differ(known, place))
 
+    def shown(self, job: bytes, name: str) -> int:
+        """Units of a job with two different answers that both lie in the log of a machine."""
+        log = self._journal.logs.get(name, {}).get(job)
+        if log is None:
+            return 0
+        return sum(
+            1
+            for known, place in self._split
+            if known == job and self._differ(job, place) and all(answer.decision.id in log.held for answer in self._split[job, place])
+        )
+
     def _differ(self, job: bytes, place: Place) -> bool:
         told = {(answer.outcome, answer.digest) for answer in self._split[job, place] if answer.outcome in ANSWERS}
         return len(told) > 1

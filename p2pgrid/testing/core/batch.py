@@ -29,9 +29,10 @@ from p2pgrid.testing.core.grid import CoreGrid, Scenario
 FAULTS = ("collusion", "crash", "flap", "forgery", "lie", "loss", "miss", "slow", "twice")
 FORGERIES = tuple(kind.__name__.lstrip("_") for kind in KINDS)
 REFUSALS = tuple(str(reason) for reason in (Reason.BAD_GRANT, Reason.MALFORMED, Reason.NOT_GRANTED, Reason.NO_ROLE, Reason.UNKNOWN_JOB))
-PATHS = ("derived", "disputed", "doubted", "finished", "given-up", "leased-again", "quorum-1", "quorum-2", "quorum-3", "undecidable")
-"""What happens in a run: derived levels, decisions against dissent, dissent after a decision, a last unit over all, units given up,
-units leased more than once, each quorum, units on which nobody agrees."""
+PATHS = ("copied", "derived", "disputed", "doubted", "finished", "given-up", "leased-again", "lost-lease")
+PATHS += ("quorum-1", "quorum-2", "quorum-3", "undecidable")
+"""What happens in a run: copies of late units, derived levels, decisions against dissent, dissent after a decision, a last unit over
+all, units given up, units leased more than once, leases given up for lost, each quorum, units on which nobody agrees."""
 COVERED_FROM = 400
 """Seeds from which on a batch must cover everything."""
 COLLECT_EVERY = 100
@@ -145,6 +146,8 @@ def paths_of(grid: CoreGrid) -> list[str]:
     ledger, scenario = grid.lead.ledger, grid.scenario
     states = [ledger.find(batch, unit) for batch, units in enumerate(ledger.layout.batch_units) for unit in range(units)]
     taken = {
+        "copied": grid.lead.speculation.copies > 0,
+        "lost-lease": grid.lead.speculation.taken_back > 0,
         "derived": len(ledger.layout.levels) > 1 and ledger.complete,
         "finished": scenario.finish and ledger.complete,
         "disputed": grid.lead.disputed > 0,

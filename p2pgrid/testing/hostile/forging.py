@@ -33,6 +33,7 @@ from p2pgrid.wire.messages import (
     Delivered,
     Delivery,
     DeliveryReply,
+    DeltaReply,
     DeltaRequest,
     JobInvite,
     JobReadReply,
@@ -177,7 +178,7 @@ class Forger(Adversary):
         """Tell a keeper what its lead never said."""
         for _, raw in records:
             self.host.poison(raw)
-        await self.call(target, "job.delta", DeltaRequest(job.id, tuple([LogRecord(*record) for record in records])), Ok)
+        await self.call(target, "job.delta", DeltaRequest(job.id, tuple([LogRecord(*record) for record in records])), DeltaReply)
         self.believed += 1
 
     async def _deliver(self, target: Target, job: KnownJob) -> None:
@@ -197,7 +198,7 @@ class Forger(Adversary):
         self.host.poison(raw)
         self.host.poison(keepers)
         records = (LogRecord(kinds.JOB, raw), LogRecord(kinds.KEEPERS, keepers))
-        await self.call(target, "job.delta", DeltaRequest(job_id, records), Ok)
+        await self.call(target, "job.delta", DeltaRequest(job_id, records), DeltaReply)
         self.believed += 1
 
     async def _cancel(self, target: Target, job: KnownJob) -> None:

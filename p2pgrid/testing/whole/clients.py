@@ -79,6 +79,8 @@ class JobRun:
     """Values of the last level that some node held, durably decided, when the readers began."""
     told_conflicts: int = 0
     """How many conflicts the last reader was told of."""
+    read_at: str = ""
+    """The machine of the last reader."""
     unreadable: bool = False
     """Whoever waited for it was told that nobody has a copy of one of its values any more."""
     reader: str = ""
@@ -193,6 +195,7 @@ class Client:
     async def read(self, run: JobRun) -> Reading:
         """What can be read of a job here now. A value that lies in a blob which nobody gives out is listed as missing."""
         job, reading = run.job, Reading()
+        run.read_at = self._machine.name
         assert job is not None
         async with asyncio.timeout(READ_S), self._channel() as channel:
             async for event in channel.follow(job, wait=False):

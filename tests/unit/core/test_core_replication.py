@@ -469,3 +469,16 @@ def test_those_who_hold_it_are_told_of_a_new_copy() -> None:
     machine.handle(Cared(blob_id(1), 9, R, EXPIRES_MS, LIFE_S), 0.0)
     effects = machine.handle(Heard(blob_id(1), (a, b), sure=True), 0.0)
     assert Tell(blob_id(1), (a, b), (b"m" * 32, a, b)) in effects
+
+
+def test_who_said_that_it_leaves_and_stays_counts_again_after_a_while() -> None:
+    world = World(6)
+    blob = world.put(1, world.keys[:3], own=False)
+    world.run(30)
+    world.leave(world.keys[0])
+    machine = world.nodes[world.keys[1]].machine
+    for seconds, counts in ((60, False), (700, True)):
+        world.run(seconds)
+        view = machine.view(blob)
+        assert view is not None
+        assert (world.keys[0] in view.holders) == counts

@@ -74,7 +74,7 @@ def node_of(name: str, folder: Path, **policy: Any) -> Any:
         key=key,
         membership=SimpleNamespace(grid=SimpleNamespace(id=GRID)),
         home=SimpleNamespace(ledger=folder / name, blobs=folder / name / "blobs"),
-        config=SimpleNamespace(policy=Policy(**{"cores": 2, **policy}), host="10.0.0.1"),
+        config=SimpleNamespace(policy=Policy(**{"cores": 2, "storage_bytes": 1 << 30, **policy}), host="10.0.0.1"),
         member=SimpleNamespace(roles=frozenset(("work", "store", "submit", "native"))),
         context=SimpleNamespace(submitter=SUBMITTER if name == "lead" else key),
         working=SimpleNamespace(worker=SimpleNamespace(running=0), _refused={}),

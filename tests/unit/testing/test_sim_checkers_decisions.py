@@ -295,8 +295,48 @@ def test_two_leads_may_decide_alike(tmp_path: Path) -> None:
     x, y = story.receipt(one), story.receipt(two)
     story.log("lead", one, two, x, y, story.decision([x, y], by="keeper", epoch=1))
     verdict = story.verdict()
-    assert verdict.violations == []
+    assert (verdict.violations, verdict.accepted_twice) == ([], 0)
+
+
+def test_a_lead_that_decides_again_what_it_knows_is_caught_and_counted(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    records = story.good()
+    one, two = story.grant("c", by="keeper", epoch=1), story.grant("d", by="keeper", epoch=1)
+    x, y = story.receipt(one), story.receipt(two)
+    story.log("keeper", *records, one, two, x, y, story.decision([x, y], by="keeper", epoch=1))
+    verdict = story.verdict()
+    assert {violation.invariant for violation in verdict.violations} == {"S9"}
     assert verdict.accepted_twice == 4
+
+
+def test_a_keeper_may_name_others_and_so_may_they(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    second = story.keepers("keeper", ("a",), KEYS["keeper"], 1)
+    third = story.keepers("a", ("b",), KEYS["a"], 2)
+    one, two = story.grant("c", by="b", epoch=3), story.grant("d", by="b", epoch=3)
+    x, y = story.receipt(one), story.receipt(two)
+    story.log("b", *story.head(), second, third, one, two, x, y, story.decision([x, y], by="b", epoch=3))
+    assert story.broken() == []
+
+
+def test_a_set_by_somebody_whom_only_a_bad_set_names_is_caught(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.log("keeper", *story.head(), story.keepers("d", ("c",), KEYS["d"], 1), story.keepers("c", ("b",), KEYS["c"], 2))
+    assert story.broken() == ["S1", "S1"]
+
+
+def test_the_first_epoch_belongs_to_leads_of_the_submitter(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    second = story.keepers("keeper", ("a",), KEYS["keeper"], 1)
+    story.log("keeper", *story.head(), second, story.grant("b", by="keeper"))
+    assert story.broken() == ["S1"]
+
+
+@pytest.mark.parametrize(("epoch", "caught"), [(0, ["S1"]), (1, [])])
+def test_who_names_keepers_raises_the_epoch(tmp_path: Path, epoch: int, caught: list[str]) -> None:
+    story = Story(tmp_path)
+    story.log("keeper", *story.head(), story.keepers("keeper", ("a",), KEYS["keeper"], epoch))
+    assert story.broken() == caught
 
 
 @pytest.mark.parametrize(("done", "failed", "values"), [(5, 0, (0, 1, 4, 9)), (4, 1, (0, 1, 4, 9)), (4, 0, (0, 1, 4, 8))])
@@ -359,16 +399,25 @@ def test_one_lead_that_decides_in_two_ways_is_caught_wherever_each_is_seen(tmp_p
 
 def test_two_answers_of_honest_workers_are_caught(tmp_path: Path) -> None:
     story = Story(tmp_path)
-    records = story.good()
-    story.log("keeper", *records, *_other_answer(story, "keeper", 1))
+    story.good()
+    story.log("keeper", *story.head(), *_other_answer(story, "keeper", 1))
     assert story.broken() == ["S2"]
+
+
+def test_two_answers_of_units_that_vary_are_no_fault_and_counted(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.accept(varies=True)
+    story.good()
+    story.log("keeper", *story.head(), *_other_answer(story, "keeper", 1))
+    verdict = story.verdict()
+    assert (verdict.violations, verdict.conflicts) == ([], 1)
 
 
 def test_a_conflict_that_every_log_shows_is_no_violation(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.view.liars.update("cd")
     records, other = story.good(), _other_answer(story, "keeper", 1)
-    story.log("keeper", *records, *other)
+    story.log("keeper", *story.head(), *other, *records[2:])
     story.log("lead", *other)
     story.tell("at_end")
     assert story.broken() == []
