@@ -71,7 +71,7 @@ class Terms:
     away_retry_s: float = 300.0
     forget_s: float = 3600.0
     """A question that failed; a peer that is away is tried; and forgotten as a holder."""
-    copies_max: int = 4
+    copies_max: int = 8
     bytes_per_s: float = 32.0 * 1024 * 1024
     """Copies in flight, and how fast new ones are begun: 200 MiB from one repairer take 6 s."""
     blobs_max: int = 100_000

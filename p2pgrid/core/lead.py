@@ -112,6 +112,8 @@ class Lead:
     _level: int = 0
     _assembling: set[int] = field(default_factory=set)
     _nonce: int = 0
+    _believed: dict[bytes, None] = field(default_factory=dict)
+    """Workers with leases of an earlier lead that have not pulled here yet."""
     _accounted: int = 0
     """Decided units that the book knows of."""
 
@@ -188,6 +190,7 @@ class Lead:
                 return [Granted(pull.worker, None, ended)]
             worker = self.workers[pull.worker] = WorkerState(slots, group, now)
         worker.slots, worker.group, worker.pulled_at = slots, group, now
+        self._believed.pop(pull.worker, None)
         owed = self.book.owed_by(pull.worker)
         worker.spend(owed, now)
         ranges = () if ended else tuple(self.sharing.take(pull, worker, self._present, now))
@@ -234,12 +237,14 @@ class Lead:
         """Invite everybody who could take pending work and has not just pulled; at the end, who could take copies."""
         if self.over or self.stopped:
             return []
+        # Whose leases were adopted may know nothing of them any more, and says so with a first pull.
+        believed = tuple(self._believed)
         if not self.book.pending:
-            late = tuple(self.sharing.copies_for(now))
+            late = tuple(dict.fromkeys((*self.sharing.copies_for(now), *believed)))
             return [Invite(late)] if late else []
         busy = {key for key, worker in self.workers.items() if not worker.hungry and now - worker.pulled_at < 2.0}
         hungry = {key for key, worker in self.workers.items() if worker.hungry}
-        chosen = tuple(sorted((self.known | hungry) - busy))
+        chosen = tuple(sorted(((self.known | hungry) - busy).union(believed)))
         return [Invite(chosen)] if chosen else []
 
     # -- receipts ------------------------------------------------------------
@@ -290,10 +295,11 @@ class Lead:
             deadline = now + (body.expires_ms - GRANT_OUTLIVES_MS - now_ms) / 1000
             self.book.adopt(Lease(grant.id, body.worker, body.ranges, deadline, units, body.group, now), answered)
             self.workers.setdefault(body.worker, WorkerState(1, body.group, now))
+            self._believed[body.worker] = None
             for batch, start, count, _ in body.ranges:
                 if self.ledger.open_in[batch]:
                     self._reconcile(batch, start, count)
-        return self._on_merged(0, now)
+        return self._on_merged(0, now) + self._invite(now)
 
     def _stuck(self, now: float) -> list[Effect]:
         """Give up the contested units for which nobody is left to ask."""
@@ -382,6 +388,7 @@ class Lead:
     def _on_gone(self, worker: bytes, now: float) -> list[Effect]:
         self.speculation.gone(worker, self.ledger.missing)
         self.workers.pop(worker, None)
+        self._believed.pop(worker, None)
         self.known -= {worker}
         leases = [self.book.leases[lease] for lease in sorted(self.book.by_worker.get(worker, ()))]
         for lease in leases:

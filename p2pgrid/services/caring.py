@@ -70,6 +70,8 @@ EARLY_S = 0.001
 RENEWED_MS = 24 * 3_600_000
 """A lease without end is asked for with a day less than the most that anybody grants, so that it is renewed daily."""
 LOOK_UP_S = 2.0
+LOOK_UP_APART_S = 0.25
+ANNOUNCED_MAX = 10_000
 HAND_OVER_COPIES = 4
 
 Wanted = tuple[BlobId, int, bytes]
@@ -103,6 +105,9 @@ class Caring:
         self._damaged: list[Callable[[BlobId, tuple[bytes, ...]], None]] = []
         self._healing: dict[BlobId, tuple[bytes, ...]] = {}
         """Damaged blobs, and who else held them."""
+        self._made: deque[tuple[BlobId, NodeKey, int]] = deque(maxlen=ANNOUNCED_MAX)
+        """Copies that may have to be recorded."""
+        self._made_one = asyncio.Event()
         self._answering: set[bytes] = set()
         self._refreshing = asyncio.Lock()
         self._poke = asyncio.Event()
@@ -127,6 +132,7 @@ class Caring:
         for peer in sorted(self._peers.live()):
             self._came(NodeKey(peer))
         self._tasks.spawn(self._run(), "care")
+        self._tasks.spawn(self._announce(), "announce")
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -317,19 +323,28 @@ class Caring:
         """Make one copy; returns why there is none, empty when there is."""
         blob = BlobId(copy.blob)
         expires_ms = min(copy.expires_ms, self._context.wall_ms() + LEASE_MAX_MS)
-        announce = await self._is_announced(blob)
         try:
-            return await self._storing.copy_to(blob, NodeKey(copy.peer), expires_ms, copy.replicas, announce=announce)
+            refused = await self._storing.copy_to(blob, NodeKey(copy.peer), expires_ms, copy.replicas)
         except P2PGridError as error:
             return str(error.reason) or Reason.BUG
+        if not refused:
+            self._made.append((blob, NodeKey(copy.peer), expires_ms))
+            self._made_one.set()
+        return refused
 
-    async def _is_announced(self, blob: BlobId) -> bool:
-        """Whether its holders are recorded in the DHT: then the new one is, too."""
-        try:
-            async with asyncio.timeout(LOOK_UP_S):
-                return bool(await self._dht.get(dht_id_of_blob(blob), RecordKind.BLOB_HOLDER))
-        except (P2PGridError, TimeoutError):
-            return False
+    async def _announce(self) -> None:
+        """Where the holders of a blob are recorded in the DHT, new ones are recorded, too: later, and not all at once."""
+        while True:
+            await self._made_one.wait()
+            self._made_one.clear()
+            while self._made:
+                blob, peer, expires_ms = self._made.popleft()
+                with suppress(P2PGridError, TimeoutError):
+                    async with asyncio.timeout(LOOK_UP_S):
+                        recorded = await self._dht.get(dht_id_of_blob(blob), RecordKind.BLOB_HOLDER)
+                    if recorded:
+                        await self._storing.copy_to(blob, peer, expires_ms, 1, announce=True)
+                await asyncio.sleep(LOOK_UP_APART_S)
 
     async def _trim(self, trim: Trim) -> None:
         """One copy too many: give up what others made this node keep. The room is free with the next expiry."""

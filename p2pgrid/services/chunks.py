@@ -96,8 +96,10 @@ async def send_chunks(stream: Stream, runs: Iterable[Run], read: Read, stall_s: 
             await wind_up(reading)
 
 
-async def take_chunks(stream: Stream, runs: Iterable[Run], write: Write, stall_s: float = STALL_S) -> None:
-    """Take exactly the chunks of these runs, in order, and hand them to ``write`` in groups.
+async def take_chunks(
+    stream: Stream, runs: Iterable[Run], write: Write, stall_s: float = STALL_S, *, group_chunks: int = GROUP_CHUNKS
+) -> None:
+    """Take exactly the chunks of these runs, in order, and hand them to ``write`` in groups of up to ``group_chunks``.
 
     Raises what ``write`` and the stream raise, MalformedError for another chunk than is due, and TimeoutError when one
     takes longer than ``stall_s``.
@@ -109,7 +111,7 @@ async def take_chunks(stream: Stream, runs: Iterable[Run], write: Write, stall_s
             for due in range(first, first + count):
                 async with asyncio.timeout(stall_s):
                     group.append((due, await take_chunk(stream, due)))
-                if writing is not None and (writing.done() or len(group) >= GROUP_CHUNKS):
+                if writing is not None and (writing.done() or len(group) >= group_chunks):
                     await writing
                     writing = None
                 if writing is None:

@@ -88,6 +88,9 @@ class Keeping:
         for row in rows.values():
             if row.id in self._ids:
                 self.custody.load(row)
+            else:
+                # It was begun, and this node killed before the disk had any of it.
+                await run(self._context.index.delete_job, row.id, row.role)
         lost = [job for job in sorted(self._ids) if job not in rows]
         if lost:
             self._context.tell(Reason.CORRUPT, f"the index lacked {len(lost)} jobs: they are read from their logs")
@@ -264,8 +267,10 @@ class Keeping:
         if session is not None:
             self._check_named(signed, records, session)
             self._check_keeping(signed.body, session)
-        file = JobFile(job, lambda: context.ledgers.log(job), context.log_port)
-        kept = KeptJob(signed, file)
+        # What is left of a log that lost its first record stays where it is, and the rest is written behind it.
+        left = await context.offload.run(context.ledgers.log, job) if job in self._ids else None
+        kept = KeptJob(signed, JobFile(job, left or (lambda: context.ledgers.log(job)), context.log_port))
+        file = kept.file
         kept.role, kept.sender = ("read", b"") if session is None else ("kept", session.peer)
         file.post([records[0]])
         self.add(kept)

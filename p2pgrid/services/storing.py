@@ -27,7 +27,7 @@ from p2pgrid.services.fetching import Fetching
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.taking import LEASE_MAX_MS as LEASE_MAX_MS
 from p2pgrid.services.taking import Taking
-from p2pgrid.services.tasks import Tasks
+from p2pgrid.services.tasks import Tasks, Turns
 from p2pgrid.services.writers import Writers
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.messages import BlobInfo, BlobRead, BlobRequest
@@ -36,6 +36,8 @@ HOLDER_TTL_S = 24 * 3600.0
 HOLDS = encode(1)
 """Value of a holder's record: the author is what it points at. An empty one would withdraw it."""
 CHUNKS_PER_READ_MAX = 1024
+READS_PER_PEER = 8
+"""Streams of one peer on which chunks are sent at one time; the others wait. Each has up to 10 MiB in memory."""
 
 
 class Storing:
@@ -49,6 +51,7 @@ class Storing:
         self._writers = Writers(context)
         self._fetching = Fetching(context, peers, dht, self._writers)
         self._copying = Copying(context, peers)
+        self._turns = Turns(READS_PER_PEER)
         self._taking = Taking(context, self._writers, self._announce_soon)
         self._replicated: list[Callable[[BlobId, tuple[bytes, ...]], None]] = []
         methods = context.methods
@@ -150,6 +153,7 @@ class Storing:
             return await run(blobs.read_chunks, BlobId(request.blob), group)
 
         try:
-            await send_chunks(stream, [(request.first, request.count)], read)
+            async with self._turns.of(session.peer):
+                await send_chunks(stream, [(request.first, request.count)], read)
         except TimeoutError as error:
             raise UnreachableError(f"{short(session.peer)} does not read", reason=Reason.TIMEOUT) from error

@@ -22,7 +22,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
 from p2pgrid.net.bulk import read_framed
 from p2pgrid.net.rpc import Session
-from p2pgrid.services.chunks import STALL_S, take_chunks, wanted_runs
+from p2pgrid.services.chunks import GROUP_CHUNKS, STALL_S, take_chunks, wanted_runs
 from p2pgrid.services.context import Context
 from p2pgrid.services.writers import Writers
 from p2pgrid.store.uploads import ChunkWriter
@@ -33,6 +33,8 @@ LENGTH = struct.Struct(">I")
 LEASE_MAX_MS = 400 * 24 * 3600 * 1000
 """Nobody may ask a node to keep something for longer."""
 WRITES_PER_PEER_MAX = 16
+WIDE_WRITES_MAX = 16
+"""When more copies than this come at one time, those that begin then take one chunk at a time, for the sake of memory."""
 UNFINISHED_MS = 3_600_000
 """The lease of a blob that a peer has begun to write; its own begins when it is whole."""
 
@@ -82,7 +84,7 @@ class Taking:
                 self._held(stream, request)
                 return
             until_ms = min(expires_ms, now_ms + UNFINISHED_MS) if root is not None else expires_ms
-            writer = await self._writers.open(blob, request.size_bytes, root, session.peer, until_ms)
+            writer = await self._writers.open(blob, request.size_bytes, root, session.peer, until_ms, request.replicas)
         except P2PGridError as error:
             _refuse(stream, error)
             return
@@ -100,7 +102,8 @@ class Taking:
         run = self._context.offload.run
         runs = wanted_runs(await run(writer.missing))
         _write_framed(stream, BlobWant("", "", tuple(runs)))
-        await take_chunks(stream, runs, lambda chunks: run(writer.write_chunks, chunks))
+        group_chunks = GROUP_CHUNKS if self.writes.total() <= WIDE_WRITES_MAX else 1
+        await take_chunks(stream, runs, lambda chunks: run(writer.write_chunks, chunks), group_chunks=group_chunks)
         await run(writer.commit)
 
     def _held(self, stream: Stream, request: BlobWrite) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from p2pgrid.errors import P2PGridError
@@ -68,3 +69,26 @@ async def wind_up(*futures: asyncio.Future[Any]) -> None:
         future.cancel()
     if futures and not isinstance(sys.exception(), GeneratorExit):
         await asyncio.gather(*futures, return_exceptions=True)
+
+
+class Turns:
+    """So many at one time for each of those who want something; nothing is kept of who wants nothing now."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._known: dict[bytes, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, who: bytes) -> AsyncIterator[None]:
+        """Wait for a turn of this one, and have it for the block."""
+        turns, wanting = self._known.get(who) or (asyncio.Semaphore(self._at_once), 0)
+        self._known[who] = turns, wanting + 1
+        try:
+            async with turns:
+                yield
+        finally:
+            turns, wanting = self._known[who]
+            if wanting > 1:
+                self._known[who] = turns, wanting - 1
+            else:
+                del self._known[who]

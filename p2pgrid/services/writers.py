@@ -22,11 +22,13 @@ class Writers:
         self._context = context
         self._tasks = Tasks("writers")
 
-    async def open(self, blob: BlobId, size_bytes: int, root: BlobRoot | None, owner: bytes, expires_ms: int) -> ChunkWriter:
+    async def open(
+        self, blob: BlobId, size_bytes: int, root: BlobRoot | None, owner: bytes, expires_ms: int, replicas: int = 1
+    ) -> ChunkWriter:
         """Begin or resume a blob. Somebody who goes away meanwhile leaves no writer behind."""
         context = self._context
         opening = asyncio.ensure_future(
-            context.offload.run(context.blobs.writer, blob, size_bytes, root, owner=owner, expires_ms=expires_ms)
+            context.offload.run(context.blobs.writer, blob, size_bytes, root, owner=owner, expires_ms=expires_ms, replicas=replicas)
         )
         try:
             return await asyncio.shield(opening)

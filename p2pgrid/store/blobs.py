@@ -177,7 +177,9 @@ class BlobStore:
         if size_bytes > size_bytes_max:
             raise BadDataError(f"{size_bytes} bytes are more than a blob can have", reason=Reason.TOO_LARGE)
 
-    def writer(self, blob: BlobId, size_bytes: int, root: BlobRoot | None, *, owner: bytes, expires_ms: int) -> ChunkWriter:
+    def writer(
+        self, blob: BlobId, size_bytes: int, root: BlobRoot | None, *, owner: bytes, expires_ms: int, replicas: int = 1
+    ) -> ChunkWriter:
         """Begin or resume an upload chunk by chunk. ``root`` is None for a blob of at most one chunk.
 
         The whole size of a blob with a root is set aside at once. Raises MalformedError or IntegrityError
@@ -185,10 +187,10 @@ class BlobStore:
         """
         check_root(root, blob, size_bytes)
         if root is not None:
-            return self._uploads.open(blob, root, Lease(owner, expires_ms))
+            return self._uploads.open(blob, root, Lease(owner, expires_ms, replicas))
         if self.has(blob):
-            self.lease(blob, owner, expires_ms)
-        return SmallWriter(blob, lambda data: self.put_bytes(data, owner=owner, expires_ms=expires_ms), self.has)
+            self.lease(blob, owner, expires_ms, replicas)
+        return SmallWriter(blob, lambda data: self.put_bytes(data, owner=owner, expires_ms=expires_ms, replicas=replicas), self.has)
 
     # Reading
 

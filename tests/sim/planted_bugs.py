@@ -42,7 +42,7 @@ from p2pgrid.store.disk import Disk
 from p2pgrid.store.ledger import JobLog
 from p2pgrid.wire import envelope
 from p2pgrid.wire.codec import decode
-from p2pgrid.wire.messages import Ok, Payload
+from p2pgrid.wire.messages import DeltaReply, Payload
 
 Patch = pytest.MonkeyPatch
 
@@ -237,9 +237,9 @@ def records_dropped(patch: Patch) -> None:
     """A keeper acknowledges every delta but the first, and keeps nothing of it."""
     plain = Keeping._on_delta
 
-    async def on_delta(self: Keeping, session: Any, request: Any) -> Ok:
+    async def on_delta(self: Keeping, session: Any, request: Any) -> DeltaReply:
         if request.job in self.jobs:
-            return Ok()
+            return DeltaReply()
         return await plain(self, session, request)
 
     patch.setattr(Keeping, "_on_delta", on_delta)
@@ -460,13 +460,6 @@ def copies_never_made(patch: Patch) -> None:
         return str(Reason.BUSY)
 
     patch.setattr(Caring, "_copied_to", copied_to)
-
-
-def copies_counted_without_proof(patch: Patch) -> None:
-    """A lost holder counts as one that is there."""
-    plain = Replication._gone
-    patch.setattr(Replication, "_gone", _ignored)
-    assert plain is not None
 
 
 def too_many_let_go(patch: Patch) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from p2pgrid import node
+from p2pgrid.core import replication
+from p2pgrid.core.copies import Terms
 from p2pgrid.dht import publications, records
 from p2pgrid.dht.settings import DhtContext, DhtSettings
 from p2pgrid.services import keeping, peers
@@ -25,6 +28,7 @@ from p2pgrid.testing.whole import referee
 Change = Callable[[pytest.MonkeyPatch], None]
 """Puts something else in the place of code, until the patch is undone."""
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scenarios" / "grids" / "scripts"
 SMALL_K = 4
 """Contacts of a bucket, where buckets are to be full in a grid of a dozen."""
 LIFE_S = 12.0
@@ -321,3 +325,137 @@ for_s = 1
     _short_lives,
 )
 """Clocks are set back, and nodes start anew."""
+
+TAKEN_OVER = """
+[[nodes]]
+kind = "submitter"
+joins_s = 1
+[[jobs]]
+name = "squares"
+units = 40
+unit_s = 1.0
+at_s = 4
+submitter = "submitter"
+"""
+ORPHAN = Grid(
+    "orphan",
+    f"""
+duration_s = 10
+settle_s = 60
+{FOUR}
+{TAKEN_OVER}
+[[faults]]
+kind = "crash"
+of = "submitter"
+at_s = [7, 8]
+""",
+)
+"""A submitter dies in the middle of its job."""
+DETACHED = Grid(
+    "detached",
+    f"""
+duration_s = 10
+settle_s = 60
+{FOUR}
+{TAKEN_OVER}
+detach = true
+""",
+)
+"""A submitter that does not wait."""
+STALE = Grid(
+    "stale",
+    f"""
+duration_s = 44
+settle_s = 60
+{FOUR}
+{TAKEN_OVER.replace("unit_s = 1.0", "unit_s = 6.0")}
+[[faults]]
+kind = "freeze"
+of = "submitter"
+at_s = 7
+for_s = 26
+""",
+)
+"""A lead stands still until others have taken over, and goes on in the middle of its job."""
+THIN = Grid(
+    "thin",
+    f"""
+duration_s = 12
+settle_s = 60
+calm_s = 44
+{FOUR.replace("count = 3", "count = 7")}
+[[faults]]
+kind = "crash"
+nodes = 4
+at_s = 8
+{JOB.replace("unit_s = 0.4", "unit_s = 60")}
+until_end = false
+[expect]
+jobs_complete = false
+""",
+)
+"""Keepers die while a long job runs."""
+MENDED = Grid(
+    "mended",
+    f"""
+duration_s = 12
+settle_s = 60
+{FOUR.replace("count = 3", "count = 5")}
+[[faults]]
+kind = "crash"
+nodes = 2
+at_s = 10
+{FILES}
+[expect]
+copies_back_s = 50
+""",
+)
+"""Holders of files die."""
+
+
+def _quick_to_trim(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(replication, "Terms", partial(Terms, trim_s=4.0, check_s=3.0, step_s=5.0))
+    patch.setattr(keeping, "CLEAN_S", 5.0)
+
+
+SURPLUS = Grid(
+    "surplus",
+    f"""
+duration_s = 56
+settle_s = 50
+calm_s = 40
+{FOUR.replace("count = 3", "count = 5")}
+[[faults]]
+kind = "restart"
+nodes = 3
+at_s = 30
+for_s = 22
+{FILES}
+[expect]
+copies_back_s = 45
+""",
+    _quick_to_trim,
+)
+"""Holders come back after their copies have been replaced."""
+TORN = Grid(
+    "torn",
+    f"""
+duration_s = 52
+settle_s = 60
+calm_s = 25
+{FOUR.replace("count = 3", "count = 5")}
+[[faults]]
+kind = "partition"
+share = 0.5
+spare = ""
+at_s = 9
+for_s = 38
+[[jobs]]
+name = "whims"
+script = "{SCRIPTS / "whims.py"}"
+unit_s = 2.0
+varies = true
+at_s = 7
+""",
+)
+"""Two leads of one job that decide differently."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pgrid.core import columns, keeping, lead, leases, ledger, verdicts, worker
+from p2pgrid.core import columns, keeping, lead, leases, ledger, sharing, speculation, verdicts, worker
 from p2pgrid.errors import P2PGridError
 from p2pgrid.testing.core.batch import core_scenario
 from p2pgrid.testing.core.grid import CoreGrid, Scenario
@@ -42,10 +42,12 @@ def test_a_seed_replays_exactly() -> None:
 
 
 @pytest.mark.parametrize("quorum_of", [1, 2, 3])
-def test_without_faults_every_unit_is_leased_exactly_as_often_as_the_quorum_asks(quorum_of: int) -> None:
+def test_without_faults_every_unit_is_leased_as_often_as_the_quorum_asks_and_a_few_are_copied(quorum_of: int) -> None:
     for seed in range(5):
         grid = CoreGrid(Scenario(quorum=quorum_of, workers=7), seed).run()
-        assert grid.granted_units == quorum_of * 40
+        copies = grid.lead.speculation.copies
+        assert grid.granted_units == quorum_of * 40 + copies
+        assert copies <= max(1, speculation.EXTRA * quorum_of * 40)
         assert grid.lead.disputed == 0
 
 
@@ -125,7 +127,7 @@ def widening_forgotten(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pending_not_restored(_: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, lease: self.book.end(lease) and None
+    return lambda self, lease, now: self.book.end(lease) and None
 
 
 def counted_twice(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +151,7 @@ def level_never_opens(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def nothing_again(_: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, worker_state, want, now: []
+    return lambda self, worker_state, want, present, now: []
 
 
 def tasks_never_end(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,7 +216,7 @@ def level_opens_early(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def leases_never_end(_: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, units, slots: 1e9
+    return lambda self, now, answers: []
 
 
 def never_stuck(_: Callable[..., Any]) -> Callable[..., Any]:
@@ -245,7 +247,7 @@ PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
     ("a receipt without a lease counts", ledger, "check_receipt", anything_granted),
     ("keepers take decisions over unchecked", ledger, "check_entry", checks_nothing),
     ("a finished level opens no other", lead.Lead, "_advance", level_never_opens),
-    ("a unit that everybody had is never leased again", lead.Lead, "_take_again", nothing_again),
+    ("a unit that everybody had is never leased again", sharing.Sharing, "_take_again", nothing_again),
     ("a core is never free again", worker.Worker, "_on_source", tasks_never_end),
     ("a late receipt does not count", lead.Lead, "_on_delivered", late_receipts_dropped),
     ("anybody may lead", ledger.Ledger, "_by_a_lead", grants_to_a_stranger),
@@ -257,7 +259,7 @@ PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
     ("a worker may answer a lease twice", ledger.Ledger, "_check_receipt", answered_twice_counts),
     ("keepers do not count who agrees", ledger, "check_entry", quorum_ignored),
     ("a level opens one unit early", ledger.Ledger, "level_open", level_opens_early),
-    ("a lease never ends", lead.Lead, "_lease_s", leases_never_end),
+    ("a lease never ends", speculation.Speculation, "lost", leases_never_end),
     ("what everybody disagrees about is asked for ever", lead.Lead, "_stuck", never_stuck),
     ("anybody may cancel", ledger.Ledger, "_add_cancel", anybody_cancels),
     ("words of a receipt are off by one", columns.Column, "add_words", words_out_of_step),

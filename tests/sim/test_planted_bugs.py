@@ -1,6 +1,6 @@
 """Planted bugs in whole nodes: each is found by the checkers within a stated number of seeds, and the same seeds are clean without it.
 
-These are thirty-two, besides the twenty-seven that :mod:`test_core_simulation` plants in the core's machines alone.
+These are forty-one, besides the twenty-seven that :mod:`test_core_simulation` plants in the core's machines alone.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ PLANTS = (
     Plant("sessions are left at the end", bugs.sessions_left, grids.CALM, ("L4",)),
     Plant("a task fails in the background", bugs.error_in_the_background, grids.CALM, ("log",)),
     Plant("a file is written outside the home", bugs.written_outside, grids.CALM, ("S8",)),
+    Plant("nobody takes over", bugs.nobody_takes_over, grids.ORPHAN, ("L1",)),
+    Plant("a new lead forgets what was decided", bugs.lead_begins_anew, grids.ORPHAN, ("S9",)),
+    Plant("a stale lead does not step down", bugs.stale_lead_goes_on, grids.STALE, ("S1",), 5),
+    Plant("anybody names keepers", bugs.anybody_names_keepers, grids.FORGED, ("S1", "S3"), 5),
+    Plant("keepers that die are not replaced", bugs.keepers_not_replaced, grids.THIN, ("L3",), 5),
+    Plant("a job is said to be kept before it is", bugs.detached_at_once, grids.DETACHED, ("S5",)),
+    Plant("a conflict is not shown", bugs.conflict_not_shown, grids.TORN, ("S2",), 5),
+    Plant("copies are never made anew", bugs.copies_never_made, grids.MENDED, ("L3",), 5),
+    Plant("everybody lets a copy too many go", bugs.too_many_let_go, grids.SURPLUS, ("L3",), 5),
 )
 
 

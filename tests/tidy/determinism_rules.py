@@ -35,6 +35,7 @@ ALLOWED: dict[str, str] = {
     "p2pgrid/store/ledger_writer.py": "owns the thread behind LedgerPort; the simulator has its own writer",
     "p2pgrid/testing/batches/batch.py": "starts a process for each simulation and measures its real seconds",
     "p2pgrid/testing/core/million.py": "measures the real seconds that a million units cost",
+    "p2pgrid/testing/core/month.py": "measures the real seconds that a month costs",
     "p2pgrid/testing/parts/inprocess.py": "lends the process's chance to the units that run in it, and puts it back",
     "p2pgrid/testing/batches/processes.py": "runs real nodes in real time",
     "p2pgrid/testing/batches/real.py": "runs real nodes in real time",

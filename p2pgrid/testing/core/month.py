@@ -215,6 +215,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--before", type=float, default=MonthPlan().before_s / DAY_S, help="days that the grid has run before; 0: all are new"
     )
+    parser.add_argument("--owners-keep", action="store_true", help="whoever put a blob never gives its copy up")
     parser.add_argument("--curve", action="store_true", help="several lengths of grace")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
@@ -229,6 +230,7 @@ def main(arguments: list[str]) -> int:
         stable=chosen.stable,
         room_bytes=chosen.room * MIB,
         before_s=chosen.before * DAY_S,
+        owners_keep=chosen.owners_keep,
     )
     rows = curve(plan) if chosen.curve else [run_month(plan)]
     if chosen.json:

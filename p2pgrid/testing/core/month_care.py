@@ -71,7 +71,7 @@ class CoreCare:
         machine = Replication(member.key, rng, plan.terms, lambda peer: member.availability.score(peer, heap.now))
         node = self._nodes[member.key] = _Node(member, member.life, machine)
         for blob in member.disk:
-            self._feed(node, self._cared(blob, found=True))
+            self._feed(node, self._cared(member, blob, found=True))
 
     def _down(self, member: Member) -> None:
         del self._nodes[member.key]
@@ -94,7 +94,7 @@ class CoreCare:
     def stored(self, member: Member, blob: bytes, holders: Sequence[bytes]) -> None:
         """A member has a copy now."""
         node = self._nodes[member.key]
-        self._feed(node, self._cared(blob))
+        self._feed(node, self._cared(member, blob))
         if holders:
             self._feed(node, core.Heard(blob, tuple(holders)))
 
@@ -103,8 +103,10 @@ class CoreCare:
         others = tuple(key for key in self._grid.holders[blob] if key != source.key)
         self._feed(self._nodes[source.key], core.Heard(blob, others, sure=True))
 
-    def _cared(self, blob: bytes, *, found: bool = False) -> core.Cared:
-        return core.Cared(blob, self._grid.sizes[blob], self._grid.plan.replicas, EXPIRES_MS, LEASE_S, found=found)
+    def _cared(self, member: Member, blob: bytes, *, found: bool = False) -> core.Cared:
+        plan = self._grid.plan
+        fixed = plan.owners_keep and self._grid.sources[blob] is member
+        return core.Cared(blob, self._grid.sizes[blob], plan.replicas, EXPIRES_MS, LEASE_S, fixed=fixed, found=found)
 
     # -- the loop of one node ------------------------------------------------------------
 
@@ -208,7 +210,7 @@ class CoreCare:
             other = self._nodes.get(peer)
             if other is not None:
                 self._count(ASK_BYTES + 32 * len(tell.holders))
-                self._later(other, self._grid.plan.latency_s, self._heard(other, tell), b"tell")
+                self._later(other, self._grid.plan.latency_s, self._heard(other, node.member.key, tell), b"tell")
 
-    def _heard(self, other: _Node, tell: core.Tell) -> Callable[[], None]:
-        return lambda: self._feed(other, core.Heard(tell.blob, tell.holders))
+    def _heard(self, other: _Node, by: bytes, tell: core.Tell) -> Callable[[], None]:
+        return lambda: self._feed(other, core.Heard(tell.blob, tell.holders, by=by))

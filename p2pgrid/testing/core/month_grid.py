@@ -68,6 +68,8 @@ class MonthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Share of questions that stay without an answer though the peer is there."""
     before_s: float = 7 * DAY_S
     """For so long the grid has run when the month begins: machines know one another, and nothing is stored yet."""
+    owners_keep: bool = False
+    """Whoever put a blob keeps it for itself, whatever the others have: its copy is never one too many."""
     puts_until: float = 0.95
     """Share of the month within which blobs are put."""
     terms: Terms = patient(HOUR_S)
@@ -132,6 +134,7 @@ class MonthGrid:
         self.holders: dict[bytes, dict[bytes, Member]] = {}
         """Of every blob, all members with a copy, on or off."""
         self.sizes: dict[bytes, int] = {}
+        self.sources: dict[bytes, Member] = {}
         self.care: Caring | None = None
         self.members.on_up.append(lambda member: self._switched(member, 1))
         self.members.on_down.append(lambda member: self._switched(member, -1))
@@ -231,7 +234,7 @@ class MonthGrid:
 
     def _put(self, blob: bytes) -> None:
         rng = self.heap.rng
-        source = rng.choice(list(self.members.living.values()))
+        source = self.sources[blob] = rng.choice(list(self.members.living.values()))
         self.tally.puts += 1
         if not self.store(source, blob, ()):
             self.tally.failed += 1

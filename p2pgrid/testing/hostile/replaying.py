@@ -16,7 +16,7 @@ from p2pgrid.dht.contact import Place
 from p2pgrid.model import log as kinds
 from p2pgrid.net.messages import Hello
 from p2pgrid.testing.hostile.adversary import Adversary, Target
-from p2pgrid.wire.messages import CancelRequest, Delivered, Delivery, DeliveryReply, DeltaRequest, LogRecord, Ok
+from p2pgrid.wire.messages import CancelRequest, Delivered, Delivery, DeliveryReply, DeltaReply, DeltaRequest, LogRecord, Ok
 
 DATAGRAMS_MAX = 512
 LOGGED_MAX = 512
@@ -102,7 +102,7 @@ class Replayer(Adversary):
         elif receipts and self.rng.random() < 0.5:
             self._try("receipt", self._replay_receipt(target, logged, self.rng.choice(receipts)))
         else:
-            self._try("log", self.call(target, "job.delta", DeltaRequest(logged.job, logged.records), Ok))
+            self._try("log", self.call(target, "job.delta", DeltaRequest(logged.job, logged.records), DeltaReply))
 
     async def _replay_receipt(self, target: Target, logged: Logged, number: int) -> None:
         """A result that was delivered already, by somebody who did not compute it."""

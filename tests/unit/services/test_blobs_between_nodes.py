@@ -103,7 +103,7 @@ async def test_a_holder_that_lies_about_the_root_is_passed_over(grid: Grid, monk
 async def test_holders_that_die_or_stall_in_the_middle_are_replaced(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     await grid.grow(4)
     monkeypatch.setattr(fetching, "CHUNKS_PER_READ", 1)
-    monkeypatch.setattr(fetching, "STALL_S", 0.3)
+    monkeypatch.setattr(fetching, "STALL_S", 1.0)
     blob = hold(grid.nodes[1:])
     served: list[int] = []
 

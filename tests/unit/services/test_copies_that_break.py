@@ -17,7 +17,7 @@ from p2pgrid.net.rpc import Session
 from p2pgrid.node import Node
 from p2pgrid.services import chunks, copying, fetching
 from p2pgrid.services.chunks import Read, Run
-from p2pgrid.wire.messages import BlobRead
+from p2pgrid.wire.messages import BlobInfo, BlobRead, BlobRequest
 from tests.unit.services.grid_in_process import DAY_MS, Grid, until, wall_ms
 
 MIB = 1 << 20
@@ -247,3 +247,26 @@ async def test_a_copy_to_somebody_who_does_not_answer_is_told(grid: Grid) -> Non
     assert blob == blob_id_of(b"small")
     assert await grid[0].storing.copy_to(blob, NodeKey(b"n" * 32), wall_ms() + DAY_MS, 2)
     assert told
+
+
+async def test_a_peer_that_reads_nothing_has_few_chunks_read_for_it(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    await grid.grow(2)
+    hold(grid[0])
+    read: list[int] = []
+    plain = grid[0].blobs.read_chunks
+
+    def count(blob: BlobId, indexes: Sequence[int], *, verify: bool = True) -> list[bytes]:
+        read.extend(indexes)
+        return plain(blob, indexes, verify=verify)
+
+    monkeypatch.setattr(grid[0].blobs, "read_chunks", count)
+    session = grid[1].pool.live(grid[0].context.me)
+    assert session is not None
+    streams = [await session.open_stream("blob.read", BlobRead(BLOB, 0, CHUNKS)) for _ in range(40)]
+    await until(lambda: len(read) >= 8 * 4, "the first of them are served")
+    for _ in range(50):
+        await session.call("blob.info", BlobRequest(BLOB), BlobInfo)
+    assert len(read) <= 8 * 12
+    for stream in streams:
+        stream.reset(Reason.CLOSED)
+    await until(lambda: not grid[0].storing._turns._known, "nobody is remembered")

@@ -86,7 +86,6 @@ async def test_a_node_without_its_index_lists_its_jobs_again_and_says_that_the_i
     assert [(line.job, line.done) for line in await channel.jobs()] == [(job, UNITS)]
 
 
-@pytest.mark.xfail(reason="what begins a job again takes its log for empty", strict=False)
 async def test_a_log_without_its_job_is_filled_again_behind_what_is_in_it(grid: Grid) -> None:
     job, log = await kept_job(grid)
     log.unlink()
