@@ -64,7 +64,7 @@ async def audit_keeper(keeper: Channel, submitter: bytes, job: JobId, units: int
     me = (await keeper.status()).node
     records = await read_log(keeper, job)
     ledger, payload_bytes = rebuild(keeper.grid.id, submitter, records, job)
-    keepers, settled = ledger.keepers, ledger.settled
+    keepers, settled = ledger.keepers, next(iter(ledger.final.values()), None)
     require(
         keepers is not None and len(keepers.body.keepers) == KEEPERS and me in keepers.body.keepers, "three keepers, this one among them"
     )

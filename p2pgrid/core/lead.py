@@ -218,7 +218,9 @@ class Lead:
         )
         self.ledger.add_grant(grant)
         forecast_s = self.pace.forecast_s(worker, owed + units)
-        self.book.lease(Lease(grant.id, pull.worker, ranges, now + lease_s, units, group, now, ahead=owed, forecast_s=forecast_s))
+        lease = Lease(grant.id, pull.worker, ranges, now + lease_s, units, group, now, ahead=owed, forecast_s=forecast_s)
+        lease.charged = self.speculation.claim()
+        self.book.lease(lease)
         return [Granted(pull.worker, grant, False), Record((grant,))]
 
     def _present(self) -> frozenset[bytes]:
@@ -324,8 +326,8 @@ class Lead:
         if lease is not None:
             self.book.answered(lease, receipt.body.ranges)
             lease.touched = now
-            if lease.open <= 0:
-                self.pace.ended(now - lease.since, lease.forecast_s)
+            if lease.id not in self.book.leases:
+                self.speculation.ended(lease, now)
 
     def _decide(self, entries: tuple[DecisionEntry, ...], cited: tuple[bytes, ...]) -> list[Effect]:
         job = self.ledger.job

@@ -49,6 +49,8 @@ class Lease:
     """Units its worker owed when it was granted."""
     forecast_s: float = 0.0
     """How long it was expected to take; 0: nothing was known."""
+    charged: float = 0.0
+    """Of copies: as how many units they count."""
     answered: bytearray | None = field(default=None, repr=False)
     """One byte a unit, in the order of the ranges, once a part is answered."""
 

@@ -90,6 +90,7 @@ class Speculation:
     """How many copies were made."""
     taken_back: float = 0.0
     """Units of leases given up for lost."""
+    _charge: float = 0.0
     _answers: int = 0
     _looked_at: float = math.inf
     _awake_at: float = -math.inf
@@ -128,8 +129,22 @@ class Speculation:
                 taken += ranges
                 batches[chunk.batch] = None
                 want, room, self.copied = want - copied, room - copied * chunk.cost, self.copied + copied * chunk.cost
+                self._charge += copied * chunk.cost
                 self.copies += copied
         return taken
+
+    def claim(self) -> float:
+        """What the copies that were just taken count, for their lease."""
+        charge, self._charge = self._charge, 0.0
+        return charge
+
+    def ended(self, lease: Lease, now: float) -> None:
+        """All of a lease is answered. Copies that took no longer than forecast were of no large units after all."""
+        took_s = now - lease.since
+        self.pace.ended(took_s, lease.forecast_s)
+        if lease.charged and lease.forecast_s:
+            units = sum(one.units for one in lease.ranges)
+            self.copied -= max(0.0, lease.charged - units * max(1.0, took_s / lease.forecast_s))
 
     def wanted(self, now: float, room: float) -> list[bytes]:
         """Workers that wait for work and would get copies now, the fastest first."""
@@ -203,7 +218,8 @@ class Speculation:
                     if begins_at == -math.inf:
                         strayed = max(0.0, now - self._since(lease) - PICKUP_S) / unit_s
                         begins_at = now + self._rest_s(strayed, unit_s) - unit_s
-                        cost = 1.0 if units > 1 else min(max(1.0, STRAYS_ON * strayed), self.pace.most)
+                        if units == 1 and worker.units:  # Of a worker without a pace it may be the worker that is slow.
+                            cost = min(max(1.0, STRAYS_ON * strayed), self.pace.most)
                     ends_at = begins_at + units * unit_s
                     heapq.heapreplace(free_at, ends_at)
                     yield ends_at, batch, start, units, cost
@@ -247,9 +263,9 @@ class Speculation:
         return slack_s + LOST_FACTOR * self.pace.stray * forecast_s * more
 
     def _give_up(self, lease: Lease, now: float) -> None:
-        units = lease.open * self.pace.most
-        self.taken_back += units
         worker = self.workers.get(lease.worker)
+        units = lease.open * (self.pace.most if worker is not None and worker.units else 1.0)
+        self.taken_back += units
         if worker is not None:
             worker.silent += 1
             worker.waiting_s = 0.0

@@ -414,7 +414,6 @@ class Leading:
 
     async def _finish(self, led: LedJob) -> None:
         """Sign the end of the job, and wait until every keeper has it. With the submitter's key it is final."""
-        context = self._context
         if led.ended.is_set() or led.ledger.cancelled is not None:
             return
         # The last results go out as soon as they are on disk: nothing here may stand in their way.

@@ -194,8 +194,8 @@ class Peers:
         dials = [self._tasks.spawn(self._dial(NodeKey(peer)), "dial") for peer in wanted if not self.is_live(peer)]
         tasks = [dial for dial in dials if dial is not None]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=timeout_s)
-            for task in late:
+            await asyncio.wait(tasks, timeout=timeout_s)
+            for task in tasks:
                 task.cancel()
         return [peer for peer in wanted if self.is_live(peer)]
 

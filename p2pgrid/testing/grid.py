@@ -196,6 +196,8 @@ class SimulatedGrid:
 
     def _look_at_conflicts(self, verdict: Verdict) -> None:
         """Whoever asks for a job in which leads have decided differently is told so."""
+        if self.referee.copies.made:
+            self.crowd.count_path("copied-anew")
         for run in self.errands.jobs:
             if run.job is None or not self.referee.views.conflicts(run.job):
                 continue
@@ -204,7 +206,7 @@ class SimulatedGrid:
             if run.read is not None and run.told_conflicts < shown:
                 text = f"{shown} units have two answers in the log at {run.read_at}, and a reader there was told of {run.told_conflicts}"
                 verdict.violations.append(Violation("S2", self.world.now, run.plan.name, text))
-        verdict.paths = dict(sorted(self.crowd.paths.items()))
+        verdict.paths = dict(sorted((self.crowd.paths + self.referee.ways).items()))
 
     def _trace_hash(self, verdict: Verdict) -> str:
         """Over all events, and over what came of them."""

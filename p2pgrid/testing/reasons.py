@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from p2pgrid.client.running import OUTCOME_REASONS
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log
+from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import Decision
 from p2pgrid.testing.observe import Onlooker
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.envelope import peek
+
+if TYPE_CHECKING:
+    from p2pgrid.node import Node
+
+CODES = frozenset(reason.value for reason in Reason)
 
 
 @contextmanager
@@ -34,11 +41,18 @@ def reasons_given() -> Iterator[Counter[str]]:
 
 
 class OutcomeCounter(Onlooker):
-    """Counts the outcomes that units were decided to have had, by the reason that people are told."""
+    """Counts what owners are told, and the outcomes that units were decided to have had, by the reason that people are told."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
         self._counts = counts
+
+    def on_start(self, name: str, node: Node) -> None:
+        node.context.events.append(self._on_told)
+
+    def _on_told(self, reason: str, sentence: str) -> None:
+        if reason in CODES:
+            self._counts[str(reason)] += 1
 
     def on_log(self, name: str, job: bytes, records: Sequence[tuple[int, bytes]]) -> None:
         for kind, raw in records:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from p2pgrid.core import admission, quorum, verdicts
+from p2pgrid.core.care_events import Trim
 from p2pgrid.core.ledger import Ledger
 from p2pgrid.core.lineage import Lineage
 from p2pgrid.core.replication import Replication
@@ -362,7 +363,7 @@ def error_in_the_background(patch: Patch) -> None:
 
     async def announce(self: Keeping, job: Any) -> None:
         await asyncio.sleep(0.5)
-        del self.led[job]
+        del self._opening[job]
 
     patch.setattr(Keeping, "_announce", announce)
 
@@ -418,7 +419,9 @@ def anybody_names_keepers(patch: Patch) -> None:
     plain = Lineage.add
 
     def add(self: Lineage, keepers: Any) -> bool:
-        self._named_in.setdefault(keepers.author, keepers)
+        by_submitter = [one for one in self.sets.values() if one.author == self._submitter]
+        if by_submitter:
+            self._named_in.setdefault(keepers.author, by_submitter[0])
         return plain(self, keepers)
 
     patch.setattr(Lineage, "add", add)
@@ -462,6 +465,13 @@ def copies_never_made(patch: Patch) -> None:
     patch.setattr(Caring, "_copied_to", copied_to)
 
 
-def too_many_let_go(patch: Patch) -> None:
-    """Every holder takes itself for one too many."""
-    patch.setattr(Replication, "_before", lambda self, care: 99)
+def last_copy_let_go(patch: Patch) -> None:
+    """Of just enough holders the last lets its copy go, as if there were one too many."""
+    plain = Replication._judge
+
+    def judge(self: Replication, care: Any, grace_s: float = 0.0) -> None:
+        plain(self, care, grace_s)
+        if care.count() == care.replicas == self._before(care) + 1 and not care.fixed:
+            self._all.effects.append(Trim(care.blob))
+
+    patch.setattr(Replication, "_judge", judge)

@@ -70,7 +70,7 @@ PLANTS = (
     Plant("a job is said to be kept before it is", bugs.detached_at_once, grids.DETACHED, ("S5",)),
     Plant("a conflict is not shown", bugs.conflict_not_shown, grids.TORN, ("S2",), 5),
     Plant("copies are never made anew", bugs.copies_never_made, grids.MENDED, ("L3",), 5),
-    Plant("everybody lets a copy too many go", bugs.too_many_let_go, grids.SURPLUS, ("L3",), 5),
+    Plant("the last of just enough copies is let go", bugs.last_copy_let_go, grids.SURPLUS, ("L3",), 5),
 )
 
 

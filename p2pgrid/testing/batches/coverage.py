@@ -16,7 +16,23 @@ from p2pgrid.testing.batches.batch import Ran
 from p2pgrid.testing.plans.scenario import FAULT_KINDS, GridScenario
 from p2pgrid.testing.verdict import Verdict
 
-PATHS: tuple[str, ...] = ("cancel", "churn-gone", "churn-leave", "read-again", "restart", "start-again")
+PATHS: tuple[str, ...] = (
+    "cancel",
+    "churn-gone",
+    "churn-leave",
+    "conflict",
+    "copied-anew",
+    "handed-over",
+    "left",
+    "read-again",
+    "read-elsewhere",
+    "receipts-kept",
+    "restart",
+    "resumed",
+    "start-again",
+    "stepped-down",
+    "took-over",
+)
 """Names of ``Verdict.paths`` of which each must be taken."""
 NOT_IN_SIMULATION: dict[Reason, str] = {
     Reason.NO_RUNTIME: "every simulated machine offers every runtime",
@@ -27,6 +43,10 @@ NOT_IN_SIMULATION: dict[Reason, str] = {
     Reason.BUG: "a bug fails the run by the line it logs",
     Reason.NO_MEMORY: "a simulated unit has no memory of its own",
     Reason.DIED: "units run inside the process of the simulation",
+    Reason.FEW_COPIES: "whoever asks why is told so, and nobody asks",
+    Reason.REPAIRING: "whoever asks why is told so, and nobody asks",
+    Reason.HOLDER_AWAY: "whoever asks why is told so, and nobody asks",
+    Reason.STOPPED: "a job that nobody can go on with is bad luck, and as rare",
     Reason.BAD_NAME: "file names are those of the host's own disk",
 }
 """Reason codes that only real processes meet, and why."""

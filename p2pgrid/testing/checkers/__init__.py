@@ -33,6 +33,7 @@ from p2pgrid.testing.checkers.liveness import LivenessChecker
 from p2pgrid.testing.checkers.logs import LogChecker
 from p2pgrid.testing.checkers.lookups import LookupChecker, true_closest
 from p2pgrid.testing.checkers.objects import Objects
+from p2pgrid.testing.checkers.passing import Passing
 from p2pgrid.testing.checkers.paths import PathChecker
 from p2pgrid.testing.checkers.policy import PolicyChecker
 from p2pgrid.testing.checkers.records import RecordChecker
@@ -50,6 +51,7 @@ __all__ = [
     "LogChecker",
     "LookupChecker",
     "Objects",
+    "Passing",
     "ViewChecker",
     "all_checkers",
     "collect",
@@ -85,6 +87,7 @@ def all_checkers(facts: Facts) -> list[Onlooker]:
         ValueChecker(journal, facts),
         LogChecker(facts),
         Ends(journal),
+        Passing(journal),
     ]
 
 

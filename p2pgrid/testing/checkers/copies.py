@@ -43,6 +43,8 @@ class CopiesChecker(Onlooker):
         self._calm_s: float | None = None
         self._back_s: float | None = None
         self._looked_s = 0.0
+        self.made = 0
+        """Copies that somebody got after the put."""
         self.figures: dict[str, float] = {}
         """``copies_mean``, ``copies_min``, ``copies_short`` (files with too few) and ``copies_back_s``; known at the end."""
 
@@ -93,7 +95,10 @@ class CopiesChecker(Onlooker):
         holds = {name: {blob for blob in self._files if node.blobs.has(BlobId(blob))} for name, node in nodes.items()}
         for name, node in nodes.items():
             before, had = self._had.get(name, (None, set[bytes]()))
-            if before is not node or name in self._damaged:
+            if before is not node:
+                continue
+            self.made += sum(blob not in had and self.view.now - self._files[blob].at_s > 2 * LOOK_S for blob in holds[name])
+            if name in self._damaged:
                 continue
             for blob in sorted(had - holds[name]):
                 left = sum(blob in held for held in holds.values())

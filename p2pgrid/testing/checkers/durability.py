@@ -146,16 +146,18 @@ class DurabilityChecker(Onlooker):
         self._population[job] = self._everybody()
         if plan.detach:
             # It was promised that so many have all of it: more than what they decide later is at stake.
-            there = [one for one in self._journal.carriers(job) if self._is_durable(one, job)]
+            there = [one for one in self._journal.logs if self._has_all(one, job)]
             self.results.add(job, [self._keys[one] for one in there], self._population[job])
             others = len([one for one in there if one != name])
             if others < keepers:
-                self.violate(name, f"job {job.hex()[:8]} was said to be kept by {keepers} nodes, and {others} have all of it on their disks")
+                self.violate(name, f"job {job.hex()[:8]} was said to be kept by {keepers} nodes, and {others} had all of it on their disks")
 
-    def _is_durable(self, name: str, job: bytes) -> bool:
-        """Whether nothing that makes up a job is still on its way to a disk."""
-        pending = [entry for _, entry in self._journal.log(name, job).pending.values()]
-        return not any(entry.kind in (kinds.JOB, kinds.BATCH, kinds.KEEPERS) for entry in pending)
+    def _has_all(self, name: str, job: bytes) -> bool:
+        """Whether all that makes up a job has reached the disk of a machine, which may have gone since."""
+        log, statement = self._journal.logs[name].get(job), self._journal.jobs.get(job)
+        if log is None or statement is None or not log.whole(statement.body):
+            return False
+        return not any(entry.kind in (kinds.JOB, kinds.BATCH) for _, entry in log.pending.values())
 
     def on_value(self, name: str, job: bytes, number: int, value: object) -> None:
         self._values.setdefault(job, {})[number] = None

@@ -29,8 +29,10 @@ from p2pgrid.testing.core.grid import CoreGrid, Scenario
 FAULTS = ("collusion", "crash", "flap", "forgery", "lie", "loss", "miss", "slow", "twice")
 FORGERIES = tuple(kind.__name__.lstrip("_") for kind in KINDS)
 REFUSALS = tuple(str(reason) for reason in (Reason.BAD_GRANT, Reason.MALFORMED, Reason.NOT_GRANTED, Reason.NO_ROLE, Reason.UNKNOWN_JOB))
-PATHS = ("copied", "derived", "disputed", "doubted", "finished", "given-up", "leased-again", "lost-lease")
-PATHS += ("quorum-1", "quorum-2", "quorum-3", "undecidable")
+PATHS = (
+    *("copied", "derived", "disputed", "doubted", "finished", "given-up", "leased-again", "lost-lease"),
+    *("quorum-1", "quorum-2", "quorum-3", "undecidable"),
+)
 """What happens in a run: copies of late units, derived levels, decisions against dissent, dissent after a decision, a last unit over
 all, units given up, units leased more than once, leases given up for lost, each quorum, units on which nobody agrees."""
 COVERED_FROM = 400

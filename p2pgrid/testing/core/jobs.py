@@ -232,6 +232,8 @@ class ScaleJob:
     def _keep(self, machine: Machine, life: int, first: int, end: int) -> None:
         if not machine.on or machine.life != life:
             self.book.on_failed(machine.key)
+            if machine.key not in self.links and machine.key in self.keepers:
+                self.replace_keepers(machine.key)  # It left when all was kept; then another receipt came.
             return
         kept = machine.kept.get(self.job.id)
         if kept is None:

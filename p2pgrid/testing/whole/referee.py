@@ -12,6 +12,7 @@ from p2pgrid.testing.checkers import (
     LivenessChecker,
     LogChecker,
     LookupChecker,
+    Passing,
     ViewChecker,
     all_checkers,
     collect,
@@ -56,7 +57,8 @@ class Referee:
         self.liveness = find(self.all, LivenessChecker)
         self.ends = find(self.all, Ends)
         self.views = find(self.all, ViewChecker)
-        self._copies = find(self.all, CopiesChecker)
+        self.ways = find(self.all, Passing).ways
+        self.copies = find(self.all, CopiesChecker)
         self._log = find(self.all, LogChecker)
 
     @contextmanager
@@ -74,7 +76,7 @@ class Referee:
 
     def due(self) -> bool:
         """Whether something must still come true: jobs that are to end, files that are to have all their copies."""
-        return bool(self.liveness.due or self._copies.due)
+        return bool(self.liveness.due or self.copies.due)
 
     def judge(self, verdict: Verdict) -> None:
         """Put what was found into a verdict."""

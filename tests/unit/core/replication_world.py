@@ -146,7 +146,11 @@ class World:
         node = self.nodes[key]
         node.on, node.life = False, node.life + 1
         for other in self.live():
-            self.at(self.now + NOTICE_S, lambda other=other: other.on and not node.on and self.tell(other, Gone(key)))
+            self.at(self.now + NOTICE_S, lambda other=other: self._notice(other, node))
+
+    def _notice(self, other: Node, gone: Node) -> None:
+        if other.on and not gone.on:
+            self.tell(other, Gone(gone.key))
 
     def wipe(self, key: bytes) -> None:
         self.nodes[key].leases.clear()

@@ -220,3 +220,26 @@ def test_nothing_is_forecast_before_anybody_answered() -> None:
     pace.learn([worker])
     assert pace.forecast_s(worker, 4) == pytest.approx(6.0)
     assert pace.forecast_s(WorkerState(1, B, 0.0), 1) == pytest.approx(3.0)
+
+
+def test_what_became_of_copies_is_settled() -> None:
+    lead, last = nearly_done()
+    now = next(iter(lead.book.leases.values())).since
+    for second in (1.0, 4.0, 7.0, 10.0, 13.0):
+        lead.handle(Tick(), now + second, 0)
+    copy = pull(lead, B, want=1, slots=1, now=now + 14.0)
+    assert copy is not None
+    assert leased(copy) == leased(last)
+    charged = lead.speculation.copied
+    assert charged > 1.0, "the unit seems to be large, it has run for so long"
+    deliver(lead, receipt(copy), now=now + 15.0)
+    assert lead.speculation.copied == pytest.approx(1.0), "it was not: its worker was slow"
+
+
+def test_a_copy_in_the_place_of_who_is_gone_is_no_extra_work() -> None:
+    lead, _ = nearly_done()
+    now = next(iter(lead.book.leases.values())).since
+    assert pull(lead, B, want=1, slots=1, now=now + 1.0) is not None
+    assert lead.speculation.copied >= 1.0
+    lead.handle(WorkerGone(A), now + 1.1, 0)
+    assert lead.speculation.copied == 0.0

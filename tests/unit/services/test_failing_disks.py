@@ -71,7 +71,9 @@ async def test_a_full_disk_stops_the_job_and_shows_what_is_on_disk(
     assert values
     assert all(values[number] == number for number in values)
     assert len(led.ledger.receipts) >= on_disk
-    acknowledged = {receipt.body.payload for receipt in led.ledger.receipt_list if led.kept.payload_at[receipt.body.payload] < led.file.durable}
+    acknowledged = {
+        receipt.body.payload for receipt in led.ledger.receipt_list if led.kept.payload_at[receipt.body.payload] < led.file.durable
+    }
     shown = {led.ledger.find(*led.ledger.layout.locate(0, number)).receipt.body.payload for number in values}  # type: ignore[union-attr]
     assert shown <= acknowledged
 

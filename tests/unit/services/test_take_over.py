@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from p2pgrid.core import takeover
+from p2pgrid.model.ids import JobId
 from p2pgrid.model.job import Derive
 from p2pgrid.node import Node
 from p2pgrid.runtimes.tasks import Kind
@@ -24,7 +25,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading, "TICK_S", 0.05)
 
 
-async def under_way(grid: Grid, pool: type[InPlacePool], items: int = 40, nodes: int = 6, **fields: object) -> tuple[Node, bytes]:
+async def under_way(grid: Grid, pool: type[InPlacePool], items: int = 40, nodes: int = 6, **fields: object) -> tuple[Node, JobId]:
     """A job of the second node of which some units are decided, and then nothing goes on until the gate opens."""
     await grid.grow(2)
     await grid.grow(nodes, cores=1)
@@ -39,8 +40,8 @@ async def under_way(grid: Grid, pool: type[InPlacePool], items: int = 40, nodes:
     return grid[1], job
 
 
-def leads(grid: Grid, job: bytes) -> list[Node]:
-    return [node for node in grid.living() if job in node.leading.jobs and not node.leading.jobs[job].ended.is_set()]  # type: ignore[comparison-overlap]
+def leads(grid: Grid, job: JobId) -> list[Node]:
+    return [node for node in grid.living() if job in node.leading.jobs and not node.leading.jobs[job].ended.is_set()]
 
 
 def units_run(pool: type[InPlacePool]) -> int:
@@ -51,17 +52,17 @@ async def test_a_keeper_takes_over_and_any_reader_follows_it_to_the_end(grid: Gr
     submitter, job = await under_way(grid, pool)
     await grid.close(submitter)
     late = await grid.add()
-    reading = asyncio.create_task(results(await grid.channel(late), job))  # type: ignore[arg-type]
+    reading = asyncio.create_task(results(await grid.channel(late), job))
     await until(lambda: leads(grid, job), "somebody took over")
     pool.gate.set()  # type: ignore[union-attr]
     values, outcome = await reading
     assert values == {number: number for number in range(40)}
     assert (outcome.line.state, outcome.line.conflicts) == ("done", 0)
-    (kept,) = [node.keeping.jobs[job] for node in grid.living() if outcome.line.lead == node.context.me]  # type: ignore[index]
+    (kept,) = [node.keeping.jobs[job] for node in grid.living() if outcome.line.lead == node.context.me]
     assert not kept.ledger.final
     assert {settled.author for settled in kept.ledger.provisional.values()} == {outcome.line.lead}
     chain = kept.ledger.lineage.chain()
-    assert [keepers.body.epoch for keepers in chain][0] == 0
+    assert chain[0].body.epoch == 0
     assert chain[-1].body.lead == outcome.line.lead != submitter.context.me
 
 
@@ -71,7 +72,7 @@ async def test_derived_units_are_made_without_their_submitter(grid: Grid, pool: 
     await grid.close(submitter)
     pool.gate.set()  # type: ignore[union-attr]
     await until(lambda: leads(grid, job), "somebody took over")
-    values, outcome = await results(await grid.channel(grid[2]), job)  # type: ignore[arg-type]
+    values, outcome = await results(await grid.channel(grid[2]), job)
     assert list(values.values()) == [sum(range(40))]
     assert outcome.line.state == "done"
 
@@ -101,12 +102,12 @@ async def test_a_lead_that_is_started_again_goes_on_from_its_log(grid: Grid, poo
 
 async def test_two_leads_end_as_one_and_nothing_is_lost(grid: Grid, pool: type[InPlacePool]) -> None:
     submitter, job = await under_way(grid, pool)
-    keeper = next(node for node in grid.nodes if node.context.me == submitter.leading.jobs[job].keepers[1])  # type: ignore[index]
-    await keeper.leading.take_over(keeper.keeping.jobs[job])  # type: ignore[index]
+    keeper = next(node for node in grid.nodes if node.context.me == submitter.leading.jobs[job].keepers[1])
+    await keeper.leading.take_over(keeper.keeping.jobs[job])
     assert len(leads(grid, job)) == 2
     pool.gate.set()  # type: ignore[union-attr]
     await until(lambda: leads(grid, job) == [keeper], "the first one stepped down")
-    values, outcome = await results(await grid.channel(submitter), job)  # type: ignore[arg-type]
+    values, outcome = await results(await grid.channel(submitter), job)
     assert values == {number: number for number in range(40)}
     assert (outcome.line.state, outcome.line.conflicts) == ("done", 0)
 
@@ -118,12 +119,12 @@ async def test_a_job_is_cancelled_while_its_submitters_node_is_gone(grid: Grid, 
     home = await grid.add()
     home.context.submitter = key
     await until(lambda: leads(grid, job), "somebody took over")
-    reply = await (await grid.channel(home)).cancel(job)  # type: ignore[arg-type]
+    reply = await (await grid.channel(home)).cancel(job)
     assert reply == "cancelled"
     await until(lambda: not leads(grid, job), "nobody leads it any more")
     await until(lambda: job in pool.cancelled, "the workers heard of it")
     pool.gate.set()  # type: ignore[union-attr]
-    values, outcome = await results(await grid.channel(grid[2]), job)  # type: ignore[arg-type]
+    values, outcome = await results(await grid.channel(grid[2]), job)
     assert outcome.line.state == "cancelled"
     assert 4 <= len(values) < 40
 
@@ -135,7 +136,7 @@ async def test_a_job_is_handed_over_by_a_node_that_leaves(grid: Grid, pool: type
     assert lead is not submitter
     await grid.close(submitter)
     pool.gate.set()  # type: ignore[union-attr]
-    values, _ = await results(await grid.channel(lead), job)  # type: ignore[arg-type]
+    values, _ = await results(await grid.channel(lead), job)
     assert values == {number: number for number in range(40)}
     assert units_run(pool) <= 40 + 4
 
@@ -145,11 +146,11 @@ async def test_while_nobody_leads_a_keeper_takes_receipts(grid: Grid, pool: type
     monkeypatch.setattr(takeover, "GRACE_S", 60.0)
     await grid.close(submitter)
     pool.gate.set()  # type: ignore[union-attr]
-    keepers = [node.keeping.jobs[job] for node in grid.living() if job in node.keeping.jobs]  # type: ignore[comparison-overlap,index]
+    keepers = [node.keeping.jobs[job] for node in grid.living() if job in node.keeping.jobs]
     before = max(len(kept.ledger.receipt_list) for kept in keepers)
     await until(lambda: max(len(kept.ledger.receipt_list) for kept in keepers) > before, "what was leased before is delivered to a keeper")
     monkeypatch.setattr(takeover, "GRACE_S", 0.1)
-    values, _ = await results(await grid.channel(grid[0]), job)  # type: ignore[arg-type]
+    values, _ = await results(await grid.channel(grid[0]), job)
     assert len(values) == 40
     assert units_run(pool) <= 40 + 4, "what was leased by the lead that is gone did not run again"
 
