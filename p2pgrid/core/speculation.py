@@ -287,7 +287,7 @@ class Speculation:
         if not self.copies:
             return
         replaced = 0
-        for lease in self.book.by_worker.get(worker, ()):
+        for lease in sorted(self.book.by_worker.get(worker, ())):
             for batch, start, count in self.book.unanswered(self.book.leases[lease]):
                 for unit in range(start, start + count):
                     replaced += self.book.owed(batch, unit) > missing(batch, unit)

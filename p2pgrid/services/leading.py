@@ -134,9 +134,13 @@ class Leading:
             raise RefusedError("the job is not here as a whole", reason=Reason.UNKNOWN_JOB)
         before = [key for key in (current.body.lead, *current.body.keepers) if key != context.me and key not in not_these]
         keep = tuple(await self._peers.reachable(before))[:K]
+        if kept.led or kept.ledger.keepers is not current:
+            raise TryAgainError("others were named meanwhile", reason=Reason.STALE)
         keepers = self.recruiting.name(kept, keep, current.body.epoch + 1, not_these)
         await kept.file.append([LogRecord(kinds.KEEPERS, keepers.raw)])
         kept.ledger.add(keepers)
+        if kept.ledger.keepers is not keepers:
+            raise TryAgainError("others were named meanwhile", reason=Reason.STALE)
         led = self.lead(kept, keepers.body.epoch)
         now, now_ms = context.clock(), context.wall_ms()
         if not led.ended.is_set():

@@ -26,13 +26,13 @@ from p2pgrid.net.pool import Pool
 from p2pgrid.node import Node
 from p2pgrid.services import absorbing, leading, leasing, recruiting, results
 from p2pgrid.services.caring import Caring
+from p2pgrid.services.files import Files
 from p2pgrid.services.following import Follower
 from p2pgrid.services.joblog import JobFile
 from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.membership import Judge
 from p2pgrid.services.peers import Peers
-from p2pgrid.services.storing import Storing
 from p2pgrid.services.submitting import Submitting
 from p2pgrid.services.succession import Succession
 from p2pgrid.services.tasks import Tasks
@@ -44,6 +44,7 @@ from p2pgrid.store.ledger import JobLog
 from p2pgrid.wire import envelope
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.messages import DeltaReply, Payload
+from p2pgrid.wire.owner import FileReply
 
 Patch = pytest.MonkeyPatch
 
@@ -259,14 +260,12 @@ def logs_forgotten(patch: Patch) -> None:
 
 def acknowledged_before_stored(patch: Patch) -> None:
     """What somebody puts is given its address, and gets lost on its way into the store."""
-    plain = Storing.take_file
 
-    async def take_file(self: Storing, path: Path, expires_ms: int, size_bytes_max: int = 0) -> Any:
-        blob, size_bytes = await plain(self, path, expires_ms, size_bytes_max)
+    async def copy(self: Files, blob: Any, header: Any) -> FileReply:
         self._context.blobs.delete(blob)
-        return blob, size_bytes
+        return FileReply(blob, header.size_bytes, 1, wanted=1)
 
-    patch.setattr(Storing, "take_file", take_file)
+    patch.setattr(Files, "_copy", copy)
 
 
 def leases_in_seconds(patch: Patch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pgrid.core import columns, keeping, lead, leases, ledger, sharing, speculation, verdicts, worker
+from p2pgrid.core import columns, keeping, lead, leases, ledger, lineage, sharing, speculation, verdicts, worker
 from p2pgrid.errors import P2PGridError
 from p2pgrid.testing.core.batch import core_scenario
 from p2pgrid.testing.core.grid import CoreGrid, Scenario
@@ -250,7 +250,7 @@ PLANTED: list[tuple[str, Any, str, Callable[[Any], Any]]] = [
     ("a unit that everybody had is never leased again", sharing.Sharing, "_take_again", nothing_again),
     ("a core is never free again", worker.Worker, "_on_source", tasks_never_end),
     ("a late receipt does not count", lead.Lead, "_on_delivered", late_receipts_dropped),
-    ("anybody may lead", ledger.Ledger, "_by_a_lead", grants_to_a_stranger),
+    ("anybody may lead", lineage.Lineage, "check_lead", grants_to_a_stranger),
     ("a keeper is believed to have one record more", keeping.PushBook, "on_acknowledged", acknowledged_too_much),
     ("a push that failed is never sent again", keeping.PushBook, "on_failed", pushes_forget_failures),
     ("a range may end one unit behind its batch", ledger, "check_range", ranges_off_by_one),

@@ -43,6 +43,7 @@ class CopiesChecker(Onlooker):
         self._calm_s: float | None = None
         self._back_s: float | None = None
         self._looked_s = 0.0
+        self._over = False
         self.made = 0
         """Copies that somebody got after the put."""
         self.figures: dict[str, float] = {}
@@ -58,7 +59,7 @@ class CopiesChecker(Onlooker):
         self._calm_s = self.view.now
 
     def on_second(self) -> None:
-        if self.view.now - self._looked_s < LOOK_S:
+        if self._over or self.view.now - self._looked_s < LOOK_S:
             return
         self._looked_s = self.view.now
         self._look_for_losses()
@@ -107,6 +108,7 @@ class CopiesChecker(Onlooker):
         self._had = {name: (node, holds[name]) for name, node in nodes.items()}
 
     def at_end(self) -> None:
+        self._over = True  # From now on nodes are closed.
         counts, short = self._counts(), self._short()
         there = [count for count in counts.values() if count]
         if there:

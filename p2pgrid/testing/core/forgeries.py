@@ -27,6 +27,10 @@ Sign = Callable[[Any, bytes], Signed[Any]]
 Take = Callable[[Signed[Any]], object]
 
 
+STRANGER = b"\x05" * 32
+"""Never named for any job."""
+
+
 class Forger:
     """Forges against one job. ``deliver`` hands a receipt to the lead; ``keep`` hands a statement to a keeper's ledger."""
 
@@ -156,14 +160,14 @@ class Forger:
         worker, once = self._rng.choice(workers), UnitRange(0, 0, 1)
         return self._sign(Grant(EXPIRES_MS, ledger.job.id, 1, worker, worker, (once, once), (), self._rng.getrandbits(40)), keeper), False
 
-    def _other_keepers(self, ledger: Ledger, workers: list[bytes], keeper: bytes) -> tuple[Signed[Any], bool]:
-        return self._sign(KeeperSet(EXPIRES_MS, ledger.job.id, 9, keeper, (keeper,)), keeper), False
+    def _keepers_by_a_stranger(self, ledger: Ledger, workers: list[bytes], keeper: bytes) -> tuple[Signed[Any], bool]:
+        return self._sign(KeeperSet(EXPIRES_MS, ledger.job.id, 9, keeper, (keeper,)), STRANGER), False
 
     def _cancelled_by_a_keeper(self, ledger: Ledger, workers: list[bytes], keeper: bytes) -> tuple[Signed[Any], bool]:
         return self._sign(Cancel(EXPIRES_MS, ledger.job.id), keeper), False
 
-    def _settled_by_a_keeper(self, ledger: Ledger, workers: list[bytes], keeper: bytes) -> tuple[Signed[Any], bool]:
-        return self._sign(Settled(EXPIRES_MS, ledger.job.id, 0, 0, bytes(32)), keeper), False
+    def _settled_by_a_stranger(self, ledger: Ledger, workers: list[bytes], keeper: bytes) -> tuple[Signed[Any], bool]:
+        return self._sign(Settled(EXPIRES_MS, ledger.job.id, 0, 0, bytes(32)), STRANGER), False
 
 
 Kind = Callable[[Forger, Ledger, list[bytes], bytes], tuple[Signed[Any], bool]]
@@ -186,8 +190,8 @@ KINDS: tuple[Kind, ...] = (
     Forger._lease_by_a_worker,
     Forger._lease_outside_its_batch,
     Forger._unit_leased_twice,
-    Forger._other_keepers,
+    Forger._keepers_by_a_stranger,
     Forger._cancelled_by_a_keeper,
-    Forger._settled_by_a_keeper,
+    Forger._settled_by_a_stranger,
 )
 """Every kind of forgery: a batch of seeds must have tried each."""
