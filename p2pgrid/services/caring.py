@@ -77,6 +77,9 @@ HAND_OVER_COPIES = 4
 Wanted = tuple[BlobId, int, bytes]
 """Blob, chunk, nonce."""
 
+PINNED_MS = 200 * 24 * 3600 * 1000
+"""A pin is prolonged to twice this every day."""
+
 
 class Caring:
     """This node's share in keeping as many copies of each blob as are wanted."""
@@ -294,7 +297,7 @@ class Caring:
                     callback(blob, others)
             return
         expires_ms = max(lease.expires_ms for lease in live if lease.replicas == replicas)
-        fixed = any(lease.owner == me for lease in live)
+        fixed = any(_pinned(lease, me, now_ms) for lease in live)
         self._take(Cared(blob, row.size_bytes, replicas, expires_ms, (expires_ms - now_ms) / 1000, fixed, found))
         healed = self._healing.pop(blob, ())
         if healed:
@@ -347,12 +350,13 @@ class Caring:
                 await asyncio.sleep(LOOK_UP_APART_S)
 
     async def _trim(self, trim: Trim) -> None:
-        """One copy too many: give up what others made this node keep. The room is free with the next expiry."""
+        """One copy too many: give it up. The room is free with the next expiry."""
         context, blob = self._context, BlobId(trim.blob)
+        now_ms = context.wall_ms()
         run = context.offload.run
         try:
             for lease in await run(context.blobs.leases, blob):
-                if lease.owner != context.me and lease.replicas > 1:
+                if lease.replicas > 1 and not _pinned(lease, context.me, now_ms):
                     await run(context.blobs.release, blob, lease.owner)
         except P2PGridError as error:
             context.tell(error.reason, f"giving up a copy of blob {short(blob)}: {error}")
@@ -431,6 +435,14 @@ class Caring:
             await self._refresh()
             for item in notice.items:
                 self._take(Heard(item.blob, item.holders, by=session.peer))
+
+
+def _pinned(lease: Lease, me: bytes, now_ms: int) -> bool:
+    """Whether the owner of this node wants a blob here and nowhere else: it never asked for copies, or keeps it for good.
+
+    What was put with copies is as safe elsewhere: if its copy here is one too many, it goes like any other.
+    """
+    return lease.owner == me and (lease.replicas < 2 or lease.expires_ms - now_ms >= PINNED_MS)
 
 
 def _parted(request: BlobHolds) -> tuple[bytes, ...]:

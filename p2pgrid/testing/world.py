@@ -477,7 +477,7 @@ class MachineLoop(asyncio.AbstractEventLoop):
 
 def _close_quietly(coro: Any) -> None:
     """Close a coroutine of a dead machine. One that awaits in its ``finally`` needs to be told more than once."""
-    for _ in range(20):
+    for _ in range(200):
         with suppress(BaseException):
             coro.close()
             return

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from p2pgrid.testing.checkers.again import AgainChecker
 from p2pgrid.testing.checkers.answers import Answers
 from p2pgrid.testing.checkers.authenticity import AuthenticityChecker
 from p2pgrid.testing.checkers.bounds import BoundsChecker
@@ -81,6 +82,7 @@ def all_checkers(facts: Facts) -> list[Onlooker]:
         PathChecker(facts),
         LivenessChecker(journal, facts),
         CopiesChecker(facts),
+        AgainChecker(facts),
         KeeperChecker(journal),
         LookupChecker(facts),
         EndingChecker(),

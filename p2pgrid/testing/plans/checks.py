@@ -78,6 +78,8 @@ EXPECT: dict[str, tuple[float, float]] = {
     "makespan_ratio_max": (-1, INF),
     "tail_ratio_max": (-1, INF),
     "extra_work_max": (-1, INF),
+    "runs_again_max": (-1, INF),
+    "copies_back_s": (-1, YEAR_S),
     "lookups_min": (0, 1),
 }
 CORE: dict[str, tuple[float, float]] = {"lookups": (0, 1_000_000), "table_nodes": (2, 50_000)}

@@ -208,6 +208,8 @@ class Expectations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Every job that was accepted ends with every unit right."""
     units_correct_min: float = 1.0
     """Share of units of accepted jobs that must be right, when jobs need not be complete."""
+    runs_again_max: int = -1
+    """Units that are begun again after they had ended on a machine which left in good order, at most."""
     copies_back_s: float = -1.0
     """Seconds after the faults within which every file is back to the copies that were asked for."""
     files_readable: bool = True
