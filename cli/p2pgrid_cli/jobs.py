@@ -101,7 +101,9 @@ def cancel(job: JobArgument, home: HomeOption = None) -> None:
     """Cancel a job, wherever it is led. What was decided before stays readable."""
 
     async def stop(channel: Channel) -> CancelReply:
-        return await channel.cancel_everywhere(await job_named(channel, job))
+        known = await job_named(channel, job)
+        await _known_somewhere(channel, known)
+        return await channel.cancel_everywhere(known)
 
     reply = with_channel(home, stop)
     say(f"job {reply.state}" + (f"; {reply.told} other node{'s' if reply.told != 1 else ''} told" if reply.told else ""))

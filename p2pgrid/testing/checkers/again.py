@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from p2pgrid.runtimes.tasks import BatchChunk, BatchTask
     from p2pgrid.testing.plans.scenario import JobPlan
 
-RECENT_S = 30.0
-"""Only what ended so shortly before the machine closed can have been on its way."""
+RECENT_S = 4.0
+"""What ended so shortly before the machine closed ended while it left. Copies of units that are nearly done are begun all the time."""
 Unit = tuple[bytes, int, int]
 """(job, kind, index)."""
 
