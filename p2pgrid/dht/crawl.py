@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pgrid.dht.base import Node, NodeHeap, SpiderCrawl
 from p2pgrid.dht.contact import GridNode, Place
-from p2pgrid.dht.records import RecordKind, SignedRecord, newest, open_record
+from p2pgrid.dht.records import RecordKind, SignedRecord, open_record
 from p2pgrid.errors import IntegrityError, MalformedError
 
 if TYPE_CHECKING:
@@ -233,7 +233,3 @@ class GridCrawl(SpiderCrawl):
             if not question.slow and now >= question.slow_at:
                 question.slow = True
                 question.heap.remove([question.node.id])
-
-    def newest_records(self) -> list[SignedRecord]:
-        """What was found: of each author the newest."""
-        return newest(self.records)

@@ -291,23 +291,6 @@ class BlobStore:
             raise RefusedError(f"blob {short(blob)} is larger than {size_bytes_max} bytes", reason=Reason.TOO_LARGE)
         return b"".join(self.chunks(blob))
 
-    def copy_to(self, blob: BlobId, path: Path) -> None:
-        """Write the content to ``path``, replacing what is there when all of it was verified. Raises as read_chunk."""
-        temporary = path.with_name(f".{path.name[:200]}.{next(self._numbers)}.tmp")
-        with disk_errors(f"writing '{path}'"):
-            descriptor = self._disk.create(temporary, exclusive=True)
-            try:
-                try:
-                    for index, data in enumerate(self.chunks(blob)):
-                        self._disk.write_at(descriptor, data, index * CHUNK_BYTES)
-                finally:
-                    self._disk.close(descriptor)
-                self._disk.rename(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    self._disk.unlink(temporary)
-                raise
-
     def verify(self, blob: BlobId) -> bool:
         """Read every chunk, for the scrubber. False when one was corrupt: the blob is then damaged."""
         try:

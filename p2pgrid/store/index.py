@@ -221,16 +221,6 @@ class Index:
             except sqlite3.Error as error:
                 raise _mapped(error) from error
 
-    def rebuild(self, jobs: Iterable[JobRow]) -> int:
-        """Replace all job rows by those read from the logs; returns how many. Blobs are restored by the blob store."""
-        with self.transaction() as database:
-            database.execute("DELETE FROM jobs")
-            count = 0
-            for row in jobs:
-                self.put_job(row)
-                count += 1
-            return count
-
     # Jobs
 
     def put_job(self, row: JobRow) -> None:

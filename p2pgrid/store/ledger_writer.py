@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -182,40 +181,3 @@ class InlineLedgerWriter:
     def close(self, timeout_s: float = 5.0) -> bool:
         self._closing = True
         return True
-
-
-class AsyncLedger:
-    """The face of a ledger port for coroutines. One future per batch, never per record."""
-
-    def __init__(self, port: LedgerPort) -> None:
-        self._port = port
-
-    async def append(self, job: JobId, records: Sequence[Record]) -> None:
-        """Return once the records are durable. Raises what the log raised, or TryAgainError when the queue is full.
-
-        A cancelled append may have been written all the same: records are idempotent, so the caller may repeat it.
-        """
-        await self._ask(lambda done: self._port.submit(job, records, done))
-
-    async def remove(self, job: JobId) -> None:
-        """Delete the log of a job."""
-        await self._ask(lambda done: self._port.remove(job, done))
-
-    async def _ask(self, call: Callable[[Done], None]) -> None:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: Exception | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        def done(error: Exception | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, error)
-
-        call(done)
-        await future

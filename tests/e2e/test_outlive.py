@@ -51,7 +51,7 @@ def test_a_detached_job_outlives_its_submitter_and_two_others(tmp_path: Path) ->
     with grid_of(6, tmp_path, "--storage", "200M") as grid:
         grid.wait_complete()
         job = detach(grid[1], script, "500")
-        until(lambda: grid[0].job(job)["done"] >= 20, "the job is under way")
+        until(lambda: grid[1].job(job)["done"] >= 20, "the job is under way")
         for number in (1, 2, 3):
             grid[number].kill()
         late = grid.add("--storage", "200M")

@@ -54,9 +54,6 @@ def test_what_is_put_is_read_back_also_after_a_restart(open_store: OpenStore, tm
         assert store.read_all(blob, len(content)) == content
         assert store.usage().used_bytes == len(content)
         assert [(lease.owner, lease.expires_ms) for lease in store.leases(blob)] == [(ME, 10)]
-    store.copy_to(blob, tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
 def test_files_are_private(open_store: OpenStore, tmp_path: Path) -> None:

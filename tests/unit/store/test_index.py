@@ -91,14 +91,6 @@ def test_a_failed_transaction_leaves_nothing(path: Path) -> None:
     index.close()
 
 
-def test_rebuild_replaces_the_jobs(path: Path) -> None:
-    index, _ = Index.open(path)
-    index.put_job(row(1))
-    assert index.rebuild([row(2), row(3)]) == 2
-    assert [found.created_ms for found in index.jobs()] == [3, 2]
-    index.close()
-
-
 @pytest.mark.parametrize("harm", ["garbage", "middle", "schema", "empty"])
 def test_a_damaged_index_is_set_aside_and_the_blobs_come_back(tmp_path: Path, path: Path, harm: str) -> None:
     index, _ = Index.open(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from p2pgrid.model.limits import Limits
 from p2pgrid.model.reasons import Reason
 from p2pgrid.store.disk import Disk
 from p2pgrid.store.ledger import FRAME_BYTES, HEADER_BYTES, Ledgers
-from p2pgrid.store.ledger_writer import AsyncLedger, InlineLedgerWriter, LedgerPort, LedgerWriter
+from p2pgrid.store.ledger_writer import InlineLedgerWriter, LedgerPort, LedgerWriter
 
 JOB = JobId(StatementId(bytes(range(32))))
 OTHER = JobId(StatementId(bytes(32)))
@@ -164,33 +163,3 @@ def test_a_callback_that_raises_stops_nobody(tmp_path: Path, caplog: pytest.LogC
     assert ended.wait(WAIT_S)
     assert writer.close(WAIT_S)
     assert "a callback of the ledger raised" in caplog.text
-
-
-@pytest.mark.parametrize("kind", [LedgerWriter, InlineLedgerWriter])
-async def test_coroutines_wait_for_durability(tmp_path: Path, kind: Callable[[Ledgers], LedgerPort]) -> None:
-    ledgers = Ledgers(tmp_path, random_bytes, limits=Limits(ledger_bytes=HEADER_BYTES + 1000))
-    port = kind(ledgers)
-    face = AsyncLedger(port)
-    async with asyncio.timeout(WAIT_S):
-        await asyncio.gather(*(face.append(JOB, [(1, b"%d" % number)]) for number in range(10)))
-        assert len(ledgers.log(JOB).read(0, 1 << 20)[0]) == 10
-        with pytest.raises(RefusedError):
-            await face.append(JOB, [(1, bytes(2000))])
-        await face.remove(JOB)
-    assert ledgers.jobs() == []
-    assert port.close(WAIT_S)
-
-
-async def test_a_cancelled_append_does_no_harm(tmp_path: Path) -> None:
-    disk = GatedDisk()
-    writer = LedgerWriter(Ledgers(tmp_path, random_bytes, disk=disk))
-    face = AsyncLedger(writer)
-    task = asyncio.ensure_future(face.append(JOB, [(1, b"x")]))
-    assert await asyncio.to_thread(disk.entered.acquire, timeout=WAIT_S)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    disk.gate.release(2)
-    async with asyncio.timeout(WAIT_S):
-        await face.append(JOB, [(1, b"y")])
-    assert writer.close(WAIT_S)
