@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from p2pgrid.core.takeover import Succession as Turn
 from p2pgrid.errors import MalformedError, P2PGridError, RefusedError
@@ -293,6 +294,12 @@ class Succession:
     async def cancel(self, kept: KeptJob, raw: bytes) -> int:
         """Carry out the submitter's signed cancel here, and tell everybody who keeps or leads the job. Returns how many heard it."""
         await self._take_cancel(kept, raw)
+        led = self._leading.jobs.get(kept.id)
+        if led is not None and kept.file.failed is None:
+            # In the order of the log: what came before the cancel stays readable at the keepers, too.
+            with suppress(TimeoutError, P2PGridError):
+                async with asyncio.timeout(CALL_S):
+                    await self._leading.complete(led)
         keepers = kept.ledger.keepers
         named = dict.fromkeys((keepers.body.lead, *keepers.body.keepers)) if keepers is not None else {}
         others = [NodeKey(key) for key in named if key != self._context.me]

@@ -47,6 +47,7 @@ NOT_IN_SIMULATION: dict[Reason, str] = {
     Reason.REPAIRING: "whoever asks why is told so, and nobody asks",
     Reason.HOLDER_AWAY: "whoever asks why is told so, and nobody asks",
     Reason.STOPPED: "a job that nobody can go on with is bad luck, and as rare",
+    Reason.REBUILT: "simulated disks damage blobs, and no index or log of a node that runs",
     Reason.BAD_NAME: "file names are those of the host's own disk",
 }
 """Reason codes that only real processes meet, and why."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from p2pgrid.testing.plans.scenario import JobPlan
 
 RECENT_S = 4.0
-"""What ended so shortly before the machine closed ended while it left. Copies of units that are nearly done are begun all the time."""
+"""What ended so shortly before the machine closed can have been on its way when it left."""
 Unit = tuple[bytes, int, int]
 """(job, kind, index)."""
 
@@ -51,8 +51,13 @@ class AgainChecker(Onlooker):
             return
         for index in range(task.first, task.first + len(task.inputs)):
             before = self._ended.get((job, int(task.kind), index))
-            if before is not None and before[0] != name:
+            if before is not None and before[0] != name and self._leaves(before[0]):
                 self._begun.append(((job, int(task.kind), index), *before))
+
+    def _leaves(self, name: str) -> bool:
+        """Whether a machine has been asked to leave. Copies of what is nearly done are begun all the time."""
+        node = self.view.living().get(name)
+        return node is None or node.stopping.is_set()
 
     def on_chunk(self, name: str, task: BatchTask, chunk: BatchChunk) -> None:
         if self._facts.expect.runs_again_max < 0:

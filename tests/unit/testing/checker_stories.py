@@ -81,6 +81,7 @@ def node_of(name: str, folder: Path, **policy: Any) -> Any:
         blobs=Blobs(folder / name / "blobs"),
         dht=SimpleNamespace(is_server=True),
         keeping=SimpleNamespace(log_bytes=0),
+        stopping=SimpleNamespace(is_set=lambda: False),
         machine=SimpleNamespace(disk=SimpleNamespace(free_bytes=None)),
     )
 
@@ -167,6 +168,10 @@ class Story:
 
     def keepers(self, lead: str = "lead", names: Sequence[str] = ("keeper",), key: SigningKey = SUBMITTER, epoch: int = 0) -> Signed[Any]:
         return self.seal(KeeperSet(self.expires_ms, self.id, epoch, public(lead), tuple(public(name) for name in names)), key)
+
+    def leads(self, name: str, epoch: int) -> Signed[Any]:
+        """A keeper set by which a node that was named leads from now on."""
+        return self.keepers(name, ("lead",), KEYS[name], epoch)
 
     def grant(self, worker: str, *ranges: UnitRange, by: str = "lead", epoch: int = 0, group: bytes = b"", **fields: Any) -> Signed[Any]:
         self.nonce += 1

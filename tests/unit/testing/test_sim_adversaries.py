@@ -40,7 +40,7 @@ KINDS = sorted(ADVERSARIES)
 REASONS = {
     "flood": {"malformed", "unknown-job", "no-blob", "owner-only", "unsupported", "version"},
     "forge": {"bad-signature", "expired", "bad-grant", "no-role", "not-granted", "wrong-peer", "clock-off", "unknown-job", "malformed"},
-    "replay": {"not-member", "unknown-job", "wrong-peer"},
+    "replay": {"not-member", "wrong-peer"},
 }
 
 

@@ -242,7 +242,7 @@ def test_keepers_may_speak_from_the_second_epoch_on(tmp_path: Path) -> None:
     story = Story(tmp_path)
     one, two = story.grant("a", by="keeper", epoch=1), story.grant("b", by="keeper", epoch=1)
     x, y = story.receipt(one), story.receipt(two)
-    story.log("keeper", *story.head(), one, two, x, y, story.decision([x, y], by="keeper", epoch=1))
+    story.log("keeper", *story.head(), story.leads("keeper", 1), one, two, x, y, story.decision([x, y], by="keeper", epoch=1))
     assert story.broken() == []
 
 
@@ -303,7 +303,7 @@ def test_a_lead_that_decides_again_what_it_knows_is_caught_and_counted(tmp_path:
     records = story.good()
     one, two = story.grant("c", by="keeper", epoch=1), story.grant("d", by="keeper", epoch=1)
     x, y = story.receipt(one), story.receipt(two)
-    story.log("keeper", *records, one, two, x, y, story.decision([x, y], by="keeper", epoch=1))
+    story.log("keeper", *records, story.leads("keeper", 1), one, two, x, y, story.decision([x, y], by="keeper", epoch=1))
     verdict = story.verdict()
     assert {violation.invariant for violation in verdict.violations} == {"S9"}
     assert verdict.accepted_twice == 4
@@ -315,7 +315,7 @@ def test_a_keeper_may_name_others_and_so_may_they(tmp_path: Path) -> None:
     third = story.keepers("a", ("b",), KEYS["a"], 2)
     one, two = story.grant("c", by="b", epoch=3), story.grant("d", by="b", epoch=3)
     x, y = story.receipt(one), story.receipt(two)
-    story.log("b", *story.head(), second, third, one, two, x, y, story.decision([x, y], by="b", epoch=3))
+    story.log("b", *story.head(), second, third, story.leads("b", 3), one, two, x, y, story.decision([x, y], by="b", epoch=3))
     assert story.broken() == []
 
 
@@ -329,6 +329,13 @@ def test_the_first_epoch_belongs_to_leads_of_the_submitter(tmp_path: Path) -> No
     story = Story(tmp_path)
     second = story.keepers("keeper", ("a",), KEYS["keeper"], 1)
     story.log("keeper", *story.head(), second, story.grant("b", by="keeper"))
+    assert story.broken() == ["S1"]
+
+
+def test_who_leases_though_its_own_log_says_that_others_lead_is_caught(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.log("lead", *story.head(), story.leads("keeper", 1), story.grant("a"))
+    story.log("keeper", *story.head(), story.leads("keeper", 1), story.grant("b", by="keeper", epoch=1))
     assert story.broken() == ["S1"]
 
 
@@ -386,7 +393,8 @@ def test_levels_are_those_of_the_signed_job(tmp_path: Path) -> None:
 def _other_answer(story: Story, by: str, epoch: int) -> Records:
     one, two = story.grant("c", by=by, epoch=epoch), story.grant("d", by=by, epoch=epoch)
     x, y = story.receipt(one, (0, 1, 4, 8)), story.receipt(two, (0, 1, 4, 8))
-    return [one, two, x, y, story.decision([x, y], story.entry((0, 1, 4, 8)), by=by, epoch=epoch)]
+    named = [story.leads(by, epoch)] if epoch else []
+    return [*named, one, two, x, y, story.decision([x, y], story.entry((0, 1, 4, 8)), by=by, epoch=epoch)]
 
 
 def test_one_lead_that_decides_in_two_ways_is_caught_wherever_each_is_seen(tmp_path: Path) -> None:
