@@ -54,6 +54,9 @@ RETRY_S = 10.0
 """After a take-over that failed."""
 BROUGHT_BACK_MAX = 4
 """Jobs read back from the disk in one look."""
+REJOIN_S = 3.0
+"""For those who led before to hand on what they have."""
+LEADS_MAX = 4096
 QUESTION_JOBS_MAX = 1024
 CALL_S = 5.0
 RELAY_S = 20.0
@@ -75,8 +78,14 @@ class Succession:
         self._leaving: dict[bytes, float] = {}
         """Nodes that said they leave, and until when that is believed."""
         self._taking: set[JobId] = set()
+        self._leads: dict[JobId, bytes] = {}
+        """Who led each job by the newest set that was seen here."""
+        self._sets: dict[JobId, int] = {}
+        self._parted: dict[JobId, float] = {}
+        """Jobs whose lead changed without this node: when to read what the new one has."""
         self._closed = False
         leading.hand_over = self.hand_over
+        keeping.merged.append(self._on_merged)
         methods = context.methods
         methods.on("job.deliver", Delivery, self._on_deliver)
         methods.on("job.cancel", CancelRequest, self._on_cancel)
@@ -100,6 +109,9 @@ class Succession:
     def _look(self) -> None:
         now = self._context.clock()
         watched = [kept for kept in self._keeping.jobs.values() if self._concerns(kept)]
+        for kept in self._keeping.jobs.values():
+            if kept.ledger.keepers is not None:
+                self._leads.setdefault(kept.id, kept.ledger.keepers.body.lead)
         self._turns = {kept.id: self._turns.get(kept.id) or Turn(self._context.me) for kept in watched}
         there = frozenset([self._context.me, *self._peers.live()]) - self.leaving()
         doubtful: dict[bytes, list[KeptJob]] = {}
@@ -114,12 +126,45 @@ class Succession:
         spare = any(self._peers.info(key).offer.storage_bytes for key in self._peers.with_role("store") if key != self._context.me)
         for job in self._keeping.custody.due(self._keeping.jobs, there, spare, now, BROUGHT_BACK_MAX):
             self._tasks.spawn(self._bring_back(job), "bring back")
+        for job in [job for job, due_s in self._parted.items() if due_s <= now][:BROUGHT_BACK_MAX]:
+            del self._parted[job]
+            self._tasks.spawn(self._rejoin(job), "rejoin")
         for lead, jobs in doubtful.items():
             if now - self._asked_s.get(lead, -ASK_S) >= ASK_S and lead != self._context.me:
                 self._asked_s[lead] = now
                 self._tasks.spawn(self._ask(NodeKey(lead), jobs[:QUESTION_JOBS_MAX]), "ask")
         self._asked_s = {lead: asked_s for lead, asked_s in self._asked_s.items() if lead in doubtful}
         self._not_before_s = {job: until_s for job, until_s in self._not_before_s.items() if until_s > now}
+
+    def _on_merged(self, kept: KeptJob, first: int) -> None:
+        """Somebody else leads a job that was kept or led here, and pushes nothing to this node: the two may have parted for a while."""
+        newest = kept.ledger.keepers
+        if newest is None:
+            return
+        lead = newest.body.lead
+        sets = len(kept.ledger.lineage.sets)
+        if kept.led and self._sets.get(kept.id, sets) != sets:
+            self._tell_past(kept)
+        self._sets[kept.id] = sets
+        if self._leads.get(kept.id, lead) != lead and self._context.me not in (lead, *newest.body.keepers):
+            self._parted[kept.id] = self._context.clock() + REJOIN_S
+        self._leads[kept.id] = lead
+        for table in (self._leads, self._sets):
+            while len(table) > LEADS_MAX:
+                table.pop(next(iter(table)))
+
+    def _tell_past(self, kept: KeptJob) -> None:
+        """Sets came from somebody who led the job apart from this node: whoever they name learns who leads now."""
+        led, newest = self._leading.jobs.get(kept.id), kept.ledger.keepers
+        for peer in sorted(self._peers.live()):
+            if led is not None and newest is not None and kept.ledger.lineage.names(peer) and peer not in newest.body.keepers:
+                self._tasks.spawn(self._tell(led, NodeKey(peer)), "tell")
+
+    async def _rejoin(self, job: JobId) -> None:
+        """Read what the new lead has, so that answers that differ are shown here, too."""
+        kept = await self._keeping.here(job)
+        if kept is not None and not kept.led:
+            await self._reading.gather(kept)
 
     async def _bring_back(self, job: JobId) -> None:
         """A job that ended long ago lost a keeper: in memory, it is looked after like every other."""
