@@ -119,6 +119,9 @@ class Node:
 
     def _open_disk(self) -> None:
         home, ports, machine = self.home, self.ports, self.machine
+        with disk_errors("cleaning the home"):
+            for left in sorted(home.folder.glob("*.tmp")):
+                machine.disk.unlink(left)  # What an earlier life was about to rename when it was killed.
         self.index, self.index_report = Index.open(home.index, sync=machine.disk.syncs)
         scan = self.index_report.rebuilt or not self.index_report.was_clean
         storage = self.config.policy.storage_bytes
