@@ -70,3 +70,7 @@ class Lineage:
         while chain and chain[-1].author != self._submitter:
             chain.append(self._named_in[chain[-1].author])
         return tuple(reversed(chain))
+
+    def raw_chain(self) -> tuple[bytes, ...]:
+        """The chain as it travels."""
+        return tuple(keepers.raw for keepers in self.chain())

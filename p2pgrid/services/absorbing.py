@@ -96,9 +96,9 @@ class KeptJob:
         return self.state not in ("running", "incomplete")
 
     @property
-    def provisional(self) -> bool:
-        """Whether the submitter's side has not said yet how the job ended: another lead may have decided otherwise."""
-        return not self.ledger.final and self.ledger.cancelled is None
+    def ended_for_good(self) -> bool:
+        """Whether the submitter's side has said how it ended: until then, another lead may have decided otherwise."""
+        return self.ended and bool(self.ledger.final or self.ledger.cancelled)
 
     @property
     def whole(self) -> bool:

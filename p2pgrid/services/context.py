@@ -50,6 +50,10 @@ class Context:
         """This node's key."""
         return NodeKey(self.key.public)
 
+    def key_for(self, submitter: bytes) -> SigningKey:
+        """The key with which this node speaks for a job: the submitter's if this home has it, else its own."""
+        return self.submitter if self.submitter.public == submitter else self.key
+
     def tell(self, reason: str, sentence: str) -> None:
         """Report something that happened, with its reason code."""
         for listen in self.events:

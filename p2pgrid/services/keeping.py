@@ -178,6 +178,10 @@ class Keeping:
                 self.index(kept)
         return changed
 
+    async def learn(self, kept: KeptJob, chain: Sequence[bytes]) -> None:
+        """Merge the chain to a newer keeper set. Raises as :meth:`take`."""
+        await self.take(kept, [LogRecord(kinds.KEEPERS, raw) for raw in chain])
+
     # -- keeping -----------------------------------------------------------------------
 
     async def _on_delta(self, session: Session, request: DeltaRequest) -> DeltaReply:
@@ -195,7 +199,7 @@ class Keeping:
         if newest is None or newest.body.lead == session.peer:
             kept.heard_s = self._context.clock()
             return DeltaReply()
-        return DeltaReply(tuple(keepers.raw for keepers in kept.ledger.lineage.chain()))
+        return DeltaReply(kept.ledger.lineage.raw_chain())
 
     @asynccontextmanager
     async def _alone(self, job: JobId) -> AsyncIterator[None]:

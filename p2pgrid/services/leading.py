@@ -120,7 +120,7 @@ class Leading:
         for number, content in enumerate(batches):
             self._batches.put(kept.id, number, content)
         led = self.lead(kept, epoch=0)
-        self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), self._context.clock(), self._context.wall_ms()))
+        self._hear(led, core.WorkersKnown(self._workers(led)))
         return led
 
     async def take_over(self, kept: KeptJob, not_these: frozenset[bytes] = frozenset()) -> LedJob:
@@ -142,11 +142,10 @@ class Leading:
         if kept.ledger.keepers is not keepers:
             raise TryAgainError("others were named meanwhile", reason=Reason.STALE)
         led = self.lead(kept, keepers.body.epoch)
-        now, now_ms = context.clock(), context.wall_ms()
         if not led.ended.is_set():
             there = frozenset([context.me, *self._peers.live()])
-            self._apply(led, led.lead.handle(core.Began(there), now, now_ms))
-            self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
+            self._hear(led, core.Began(there))
+            self._hear(led, core.WorkersKnown(self._workers(led)))
         context.tell(Reason.TOOK_OVER, f"this node leads job {short(kept.id)} from now on")
         return led
 
@@ -163,7 +162,7 @@ class Leading:
         elif kept.ledger.cancelled is not None:
             self._stop(led)
         else:
-            self._apply(led, led.lead.handle(core.Merged(first), self._context.clock(), self._context.wall_ms()))
+            self._hear(led, core.Merged(first))
 
     def _on_newer(self, job: JobId, chain: tuple[bytes, ...]) -> None:
         led = self.jobs.get(job)
@@ -171,7 +170,7 @@ class Leading:
             self._tasks.spawn(self._learn(led, chain), "learn")
 
     async def _learn(self, led: LedJob, chain: tuple[bytes, ...]) -> None:
-        await self._keeping.take(led.kept, [LogRecord(kinds.KEEPERS, raw) for raw in chain])
+        await self._keeping.learn(led.kept, chain)
 
     def step_down(self, led: LedJob) -> None:
         """Others lead the job: lease nothing more, and give the new lead what only this node knows."""
@@ -226,7 +225,7 @@ class Leading:
         """The job was cancelled: tell everybody who works on it, and end it."""
         cancel = led.ledger.cancelled
         assert cancel is not None
-        self._apply(led, led.lead.handle(core.Stopped(), self._context.clock(), self._context.wall_ms()))
+        self._hear(led, core.Stopped())
         for worker in sorted(led.lead.workers.keys() | led.lead.known):
             self._peers.notify(NodeKey(worker), "job.cancelled", CancelRequest(cancel.raw))
         self._end(led)
@@ -235,19 +234,18 @@ class Leading:
 
     async def _on_pull(self, session: Session, request: PullRequest) -> PullReply:
         led = self._led(request.job)
-        context = self._context
         want, slots = max(1, min(request.want, 1 << 16)), max(1, min(request.slots, 4096))
         if session.peer not in self._workers(led) | led.lead.known:
             return PullReply(over=led.ended.is_set())
         self._give_up(led, session.peer, request)
         pulled = core.Pulled(session.peer, session.peer, slots, want)
-        granted = self._apply(led, led.lead.handle(pulled, context.clock(), context.wall_ms()))
+        granted = self._hear(led, pulled)
         assert granted is not None
         if granted.grant is None:
             return PullReply(granted.over)
         newest = led.ledger.keepers
         newer = newest is not None and (request.need_job or newest.body.epoch > request.epoch)
-        chain = tuple(keepers.raw for keepers in led.ledger.lineage.chain()) if newer else ()
+        chain = led.ledger.lineage.raw_chain() if newer else ()
         job = led.job.raw if request.need_job else b""
         sent = led.sent.setdefault(session.peer, set())
         sent.intersection_update(request.have)
@@ -256,7 +254,7 @@ class Leading:
             batches = [(number, await self._batches.get(led, number)) for number in needed if number < len(led.job.body.manifest)]
         except P2PGridError:
             # The lease never arrives: its units must not wait for its deadline.
-            self._apply(led, led.lead.handle(core.WorkerGone(session.peer), context.clock(), context.wall_ms()))
+            self._hear(led, core.WorkerGone(session.peer))
             raise
         sent.update(number for number, _ in batches)
         return PullReply(False, granted.grant.raw, job, chain, tuple(batches))
@@ -268,13 +266,13 @@ class Leading:
             lost = led.lead.book.by_worker.get(worker, set()) - set(request.leases)
             if lost:
                 event = core.Returned(worker, tuple(sorted(lost)))
-                self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+                self._hear(led, event)
 
     def _on_returned(self, session: Session, returned: LeasesReturned) -> None:
         led = self.jobs.get(JobId(StatementId(returned.job)))
         if led is not None and not led.ended.is_set() and len(returned.grants) <= GRANTS_MAX:
             event = core.Returned(session.peer, returned.grants)
-            self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+            self._hear(led, event)
 
     async def deliver(self, session: Session, led: LedJob, delivery: Delivery) -> DeliveryReply:
         """Take receipts for a job that is led here; answered when they are on disk."""
@@ -325,7 +323,7 @@ class Leading:
             return check_payload(receipt, payload)
         except RemoteError:
             if worker in led.lead.workers:
-                self._apply(led, led.lead.handle(core.WorkerGone(worker), self._context.clock(), self._context.wall_ms()))
+                self._hear(led, core.WorkerGone(worker))
             raise
 
     def _on_gone(self, peer: NodeKey) -> None:
@@ -337,11 +335,10 @@ class Leading:
 
     def _on_restarted(self, peer: NodeKey) -> None:
         """A peer knows nothing any more of what it had begun, though its session may never have been missed."""
-        now, now_ms = self._context.clock(), self._context.wall_ms()
         for led in list(self.jobs.values()):
             led.sent.pop(peer, None)
             if peer in led.lead.workers:
-                self._apply(led, led.lead.handle(core.WorkerGone(peer), now, now_ms))
+                self._hear(led, core.WorkerGone(peer))
 
     def _workers(self, led: LedJob) -> frozenset[bytes]:
         known = self._peers.workers_for(led.job.body)
@@ -355,6 +352,10 @@ class Leading:
         return led
 
     # -- effects -------------------------------------------------------------------
+
+    def _hear(self, led: LedJob, event: core.Event) -> core.Granted | None:
+        """Tell the core what happened now, and carry out what it wants."""
+        return self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
 
     def _apply(self, led: LedJob, effects: list[core.Effect], payload: tuple[Signed[Receipt], bytes] | None = None) -> core.Granted | None:
         """Carry out what the core decided: records in one post, messages, and what follows on disk."""
@@ -414,7 +415,7 @@ class Leading:
         content = await self.deriving.content(led.kept, number)
         blob = await self._storing.keep_bytes(content, led.job.body.expires_ms, led.job.body.replicas, led.keepers)
         event = core.DerivedReady(number, blob)
-        self._apply(led, led.lead.handle(event, self._context.clock(), self._context.wall_ms()))
+        self._hear(led, event)
 
     async def _finish(self, led: LedJob) -> None:
         """Sign the end of the job, and wait until every keeper has it. With the submitter's key it is final."""
@@ -434,9 +435,8 @@ class Leading:
     def _settle(self, led: LedJob) -> None:
         context, ledger = self._context, led.ledger
         root = root_of(ledger, range(ledger.layout.batches))
-        own = context.submitter.public == led.job.author
         statement = Settled(led.job.body.expires_ms, led.id, ledger.done, ledger.failed, root)
-        settled = seal(statement, context.submitter if own else context.key, context.grid.id)
+        settled = seal(statement, context.key_for(led.job.author), context.grid.id)
         if ledger.add(settled):
             led.file.post([LogRecord(kinds.SETTLED, settled.raw)])
 
@@ -500,5 +500,5 @@ class Leading:
         if led.job.body.expires_ms < now_ms:
             self.break_off(led, "its time is over")
             return
-        self._apply(led, led.lead.handle(core.WorkersKnown(self._workers(led)), now, now_ms))
-        self._apply(led, led.lead.handle(core.Tick(), now, now_ms))
+        self._hear(led, core.WorkersKnown(self._workers(led)))
+        self._hear(led, core.Tick())

@@ -30,11 +30,14 @@ Newer = Callable[[JobId, tuple[bytes, ...]], None]
 @dataclass
 class _Pushed:
     kept: KeptJob
-    file: JobFile
     book: PushBook = field(default_factory=PushBook)
     urgent: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
     moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def file(self) -> JobFile:
+        return self.kept.file
 
 
 class Pushing:
@@ -51,7 +54,7 @@ class Pushing:
 
     def add(self, kept: KeptJob) -> None:
         """Begin to push the log of a job to its keepers."""
-        self._jobs[kept.id] = _Pushed(kept, kept.file)
+        self._jobs[kept.id] = _Pushed(kept)
         if kept.ledger.keepers is not None:
             self.set_keepers(kept.id, kept.ledger.keepers.body.keepers)
         self._tasks.spawn(self._run(kept.id), "run")
@@ -121,8 +124,7 @@ class Pushing:
                 records, behind = await self._context.offload.run(pushed.file.read, cursor)
                 if not cursor:
                     # Whoever has nothing yet is told first that it was named, and by what right.
-                    chain = pushed.kept.ledger.lineage.chain()
-                    records[1:1] = [LogRecord(kinds.KEEPERS, keepers.raw) for keepers in chain]
+                    records[1:1] = [LogRecord(kinds.KEEPERS, raw) for raw in pushed.kept.ledger.lineage.raw_chain()]
                 reply = await self._peers.call(keeper, "job.delta", DeltaRequest(job, tuple(records)), DeltaReply, timeout_s=PUSH_S)
                 if reply.keepers:
                     self._newer(job, reply.keepers)

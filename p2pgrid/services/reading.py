@@ -69,7 +69,7 @@ class Reading:
         Raises RefusedError (unknown-job) when nobody who can be reached has it.
         """
         kept = await self._keeping.here(job)
-        if kept is not None and (kept.led or (kept.ended and not kept.provisional)):
+        if kept is not None and (kept.led or kept.ended_for_good):
             return kept
         try:
             async with asyncio.timeout(COPY_S):
@@ -99,7 +99,7 @@ class Reading:
             except P2PGridError as error:
                 self._context.tell(error.reason, f"reading job {short(job)} from {short(keeper)}: {error}")
                 continue
-            if (kept.ended and not kept.provisional) or self._leads(kept, keeper):
+            if kept.ended_for_good or self._leads(kept, keeper):
                 break
         return kept
 

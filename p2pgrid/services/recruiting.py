@@ -39,8 +39,7 @@ class Recruiting:
             if key != context.me and key not in not_these and self._peers.info(key).offer.storage_bytes
         ]
         statement = KeeperSet(kept.job.body.expires_ms, kept.id, epoch, context.me, draw_keepers(willing, have, context.rng))
-        own = context.submitter.public == kept.job.author
-        return seal(statement, context.submitter if own else context.key, context.grid.id)
+        return seal(statement, context.key_for(kept.job.author), context.grid.id)
 
     def replace(self, led: LedJob, failed: bytes | None) -> Signed[KeeperSet] | None:
         """Name others for a keeper that failed (None: for places that are empty). None if nothing changes."""

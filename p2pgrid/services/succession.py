@@ -257,7 +257,7 @@ class Succession:
                 await self._leading.take_over(kept, self.leaving() | {session.peer})
             finally:
                 self._taking.discard(kept.id)
-        return DeltaReply(tuple(keepers.raw for keepers in kept.ledger.lineage.chain()))
+        return DeltaReply(kept.ledger.lineage.raw_chain())
 
     def _on_came(self, peer: NodeKey) -> None:
         """Somebody is back who may still take itself for the lead: it learns who leads now."""
@@ -269,7 +269,7 @@ class Succession:
                 self._tasks.spawn(self._tell(led, peer), "tell")
 
     async def _tell(self, led: LedJob, peer: NodeKey) -> None:
-        chain = [LogRecord(kinds.KEEPERS, keepers.raw) for keepers in led.ledger.lineage.chain()]
+        chain = [LogRecord(kinds.KEEPERS, raw) for raw in led.ledger.lineage.raw_chain()]
         delta = DeltaRequest(led.id, (LogRecord(kinds.JOB, led.job.raw), *chain))
         await self._peers.call(peer, "job.delta", delta, DeltaReply, timeout_s=CALL_S)
 
@@ -384,7 +384,7 @@ class Succession:
             try:
                 reply = await self._peers.call(NodeKey(keeper), "job.handover", HandOver(led.id), DeltaReply, timeout_s=CALL_S)
                 if led.file.failed is None:
-                    await self._keeping.take(led.kept, [LogRecord(kinds.KEEPERS, raw) for raw in reply.keepers])
+                    await self._keeping.learn(led.kept, reply.keepers)
             except P2PGridError as error:
                 self._context.tell(error.reason, f"job {short(led.id)} was not handed to {short(keeper)}: {error}")
             else:
