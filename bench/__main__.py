@@ -1,6 +1,7 @@
 """``python -m bench quick [--units N] [--rounds N] [--json] [--check] [--profile [lead|worker|keeper]] [--systems A,B]``.
 
 ``python -m bench files [--size 1G] [--rounds N] [--folder PATH] [--json]``.
+``python -m bench sandbox [--rounds N] [--units N] [--batch N] [--folder PATH] [--python PATH] [--json] [--check]``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import files
+from bench import files, sandbox
 from bench.grid import PROFILABLE
 from bench.quick import SYSTEMS, ChildError, Options, run
 
@@ -18,15 +19,17 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parse(arguments: list[str]) -> Options | files.Options:
+def parse(arguments: list[str]) -> Options | files.Options | sandbox.Options:
     """Options from the words of the command line; argparse ends the process when they are wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_files(commands.add_parser("files", help="a file put into six nodes with three copies, and got back, beside cp and plain TLS"))
+    _add_sandbox(commands.add_parser("sandbox", help="what a cage costs beside no cage, and what the engines of strangers' code give"))
     _add_quick(commands.add_parser("quick", help="two workers, no-ops and latency, in under 3 minutes"))
     found = vars(parser.parse_args(arguments))
-    if found.pop("command") == "files":
-        return files.Options(**found)
+    command = found.pop("command")
+    if command != "quick":
+        return files.Options(**found) if command == "files" else sandbox.Options(**found)
     systems = tuple(found.pop("systems").split(","))
     unknown = [name for name in systems if name not in SYSTEMS]
     if unknown:
@@ -40,6 +43,18 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=_positive, default=default.rounds)
     parser.add_argument("--folder", type=Path, default=None, help="where everything is written; needs nine times the size per round")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout, raw figures included")
+
+
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
+    default = sandbox.Options()
+    parser.add_argument("--rounds", type=_positive, default=default.rounds)
+    parser.add_argument("--units", type=_positive, default=default.units, help="no-ops of each level in each round")
+    parser.add_argument("--batch", type=_positive, default=default.batch, help="units in a batch")
+    parser.add_argument("--starts", type=_positive, default=default.starts, help="starts of each kind")
+    parser.add_argument("--python", default=default.python, help="the interpreter for workers; default: this one")
+    parser.add_argument("--folder", type=Path, default=None, help="where processes work and programs are kept; default: below /var/tmp")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout, raw figures included")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a floor is missed")
 
 
 def _add_quick(quick: argparse.ArgumentParser) -> None:
@@ -75,7 +90,9 @@ def main() -> int:
         return 69
     try:
         options = parse(sys.argv[1:])
-        return files.run(options, _say) if isinstance(options, files.Options) else run(options, _say)
+        if isinstance(options, files.Options):
+            return files.run(options, _say)
+        return sandbox.run(options, _say) if isinstance(options, sandbox.Options) else run(options, _say)
     except ChildError as error:
         _say(str(error))
         return 70

@@ -34,6 +34,7 @@ DHT_MODULES = ("p2pgrid.dht.messages", "p2pgrid.dht.records")
 WIRE_MODULES = (
     "p2pgrid.core.invites",
     "p2pgrid.model.blob",
+    "p2pgrid.model.environment",
     "p2pgrid.model.folder",
     "p2pgrid.model.job",
     "p2pgrid.model.membership",

@@ -10,17 +10,23 @@ import ctypes
 import os
 import platform
 import sys
+import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from p2pgrid.core.pausing import Asked, Presence
 from p2pgrid.dht.carrier import Carrier, UdpCarrier
 from p2pgrid.model.limits import Limits
 from p2pgrid.net.api import Transport
 from p2pgrid.net.tls import TlsTransport
 from p2pgrid.offload import Offload, ThreadOffload
+from p2pgrid.runtimes.cages import units_folder
 from p2pgrid.runtimes.pool import WorkerPool
+from p2pgrid.runtimes.selftest.report import RuntimeReport
 from p2pgrid.runtimes.tasks import PoolPolicy, Workers
+from p2pgrid.sensors import Sensors
 from p2pgrid.store.disk import Disk
 from p2pgrid.store.ledger import Ledgers
 from p2pgrid.store.ledger_writer import LedgerPort, LedgerWriter
@@ -54,8 +60,25 @@ class Machine(Protocol):
     def workers(self, folder: Path, policy: PoolPolicy, offload: Offload) -> Workers:
         """Where units run. ``folder`` is theirs alone."""
 
+    def runner(self) -> Path | None:
+        """The Python runner of this installation, if it has one."""
+
+    def reachable(self, folder: Path) -> Path:
+        """That folder, or one in its place that the processes of units can get to."""
+
+    def caches(self) -> Path:
+        """Where things lie that can be made anew: compiled modules, environments, reports. All nodes of a user share it."""
+
+    async def selftest(
+        self, policy: PoolPolicy, offload: Offload, runtimes: Sequence[str], runner: Path | None
+    ) -> tuple[RuntimeReport, ...]:
+        """Attack the cages of these runtimes. ``runner``: the Python runner, for ``python``."""
+
     def load(self) -> float:
         """Processes that want to run, as the system counts them; 0 where it does not."""
+
+    def presence(self, asked: Asked) -> Presence:
+        """Who needs the machine, as far as is asked. Blocks, for a second at most; raises nothing. One call at a time."""
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -80,6 +103,7 @@ class ThisMachine:
 
     def __init__(self) -> None:
         self.disk = Disk()
+        self._sensors = Sensors()
         self.platform = f"{platform.system().lower()}-{platform.machine().lower()}"
         self.python = ".".join(platform.python_version_tuple()[:2])
 
@@ -96,7 +120,34 @@ class ThisMachine:
         return LedgerWriter(ledgers)
 
     def workers(self, folder: Path, policy: PoolPolicy, offload: Offload) -> Workers:
-        return WorkerPool(folder, policy, offload)
+        return WorkerPool(units_folder(folder), policy, offload)
+
+    def runner(self) -> Path | None:
+        from p2pgrid.runtimes import runner
+
+        return runner.path()
+
+    def reachable(self, folder: Path) -> Path:
+        return units_folder(folder)
+
+    def caches(self) -> Path:
+        said = os.environ.get("P2PGRID_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        if said:
+            return Path(said) / ("" if "P2PGRID_CACHE" in os.environ else "p2pgrid")
+        try:
+            return Path.home() / ".cache" / "p2pgrid"
+        except RuntimeError:  # Nobody has a home here.
+            return Path(tempfile.gettempdir()) / f"p2pgrid-cache-{os.getuid()}"
+
+    async def selftest(
+        self, policy: PoolPolicy, offload: Offload, runtimes: Sequence[str], runner: Path | None
+    ) -> tuple[RuntimeReport, ...]:
+        from p2pgrid.runtimes.selftest.running import run_selftest
+
+        return await run_selftest(policy, offload, runtimes=runtimes, runner=runner)
 
     def load(self) -> float:
         return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+    def presence(self, asked: Asked) -> Presence:
+        return self._sensors.read(asked)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -25,24 +27,32 @@ from p2pgrid.net.api import Clock, WallClock
 from p2pgrid.net.messages import Hello
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.pool import Pool
+from p2pgrid.runtimes.packages import EnvironmentPolicy, Environments
+from p2pgrid.runtimes.selftest.report import RuntimeReport, current_key
 from p2pgrid.runtimes.tasks import PoolPolicy
 from p2pgrid.services.caring import Caring
+from p2pgrid.services.charter import Charters
 from p2pgrid.services.context import Context
 from p2pgrid.services.departing import Departing, Left
+from p2pgrid.services.environments import JobEnvironments
 from p2pgrid.services.explaining import Explaining
 from p2pgrid.services.files import Files
 from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.membership import HomeMembership, Judge, make_invite
 from p2pgrid.services.owner import Owner
+from p2pgrid.services.pausing import Pausing
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.pins import Pins
+from p2pgrid.services.preparing import Preparing
+from p2pgrid.services.provisions import Provisions
 from p2pgrid.services.reading import Reading
 from p2pgrid.services.scrubbing import Scrubbing
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.submitting import Submitting
 from p2pgrid.services.succession import Succession
 from p2pgrid.services.tasks import Tasks
+from p2pgrid.services.vouching import Vouching
 from p2pgrid.services.watching import Watching
 from p2pgrid.services.working import Working
 from p2pgrid.store.blobs import BlobStore
@@ -62,6 +72,16 @@ REMEMBER_S = 300.0
 LEAVE_S = 25.0
 
 
+class Service(Protocol):
+    """What a node starts and closes."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def close(self) -> None:
+        """End all that runs."""
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a node is run. Sizes in bytes."""
 
@@ -73,6 +93,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = DEFAULT_LIMITS
     discover: bool = True
     """Look for other nodes by itself."""
+    self_test: bool = False
+    """Offer a runtime only when its cage has held."""
+    names_runner: bool = False
+    """At the founder: name the Python runner of this installation to the grid as soon as the node is up, not when it is first asked for."""
     temporary: bool = False
     """The home is gone after this run: nothing is saved, nobody is told of the end."""
 
@@ -104,6 +128,10 @@ class Node:
         self._instance = ports.random_bytes(16)
         self._remembering = Tasks("node")
         self._started_s = ports.clock()
+        self._charter: Callable[[], bytes] = bytes
+        """The grid's charter, for hellos: nobody knows one before the services are there."""
+        self._terms: Callable[[], Policy] = lambda: config.policy
+        """What this node offers; before the services are there, what the owner would offer."""
 
     async def start(self) -> None:
         """Open the disk, the network and the DHT; join the grid. Raises ConfigError, or what the first contact said.
@@ -221,7 +249,8 @@ class Node:
             for left in inputs.iterdir():
                 self.machine.disk.unlink(left)
         self.context = context
-        self.workers = self.machine.workers(self.home.work / "units", PoolPolicy(slots=max(1, config.policy.cores)), self.offload)
+        self._terms = lambda: context.terms
+        self.workers = self.machine.workers(self.home.work / "units", self._pool_policy(), self.offload)
         self.peers = Peers(context, self.pool, self.dht, self.info)
         self.storing = Storing(context, self.peers, self.dht)
         self.watching = Watching(context, self.peers, self.home, keeps=not config.temporary)
@@ -232,7 +261,7 @@ class Node:
         self.leading = Leading(context, self.peers, self.storing, self.keeping)
         self.submitting = Submitting(context, self.storing, self.keeping, self.leading)
         self.succession = Succession(context, self.peers, self.keeping, self.reading, self.leading)
-        self.working = Working(context, self.peers, self.storing, self.workers, inputs)
+        self._make_worker_side(context, inputs)
         self.departing = Departing(context, self.peers, self.working, self.succession, self.caring)
         self._make_owner_side(context)
         for note in self.notes:
@@ -243,6 +272,65 @@ class Node:
             loop.call_soon_threadsafe(context.tell, Reason.REBUILT, f"the log of job {short(job)}: {report.why}")
 
         self.ledgers.on_unsound = note_log
+
+    def _make_worker_side(self, context: Context, inputs: Path) -> None:
+        """What runs units, and decides whose and when. ``inputs``: a folder for small input files."""
+        config = self.config
+        self.charters = Charters(
+            context,
+            self.peers,
+            self.storing,
+            self.home,
+            self.membership.root_seed,
+            self.machine.runner,
+            keeps=not config.temporary,
+            at_start=config.names_runner and not config.temporary,
+        )
+        self.vouching = self._make_vouching(context) if config.self_test and not config.temporary else None
+        self._charter = lambda: self.charters.raw
+        self.environments = JobEnvironments(context, self.storing, self._packages())
+        provisions = Provisions(self.storing, self.charters, self.environments)
+        preparing = Preparing(context, self.storing, inputs, provisions, own_grid=config.temporary)
+        self.working = Working(context, self.peers, self.storing, self.workers, preparing)
+        self.pausing = Pausing(
+            context,
+            self.working,
+            self.home,
+            self.machine.presence,
+            self.vouching.lines if self.vouching else None,
+            keeps=not config.temporary,
+        )
+
+    def _make_vouching(self, context: Context) -> Vouching:
+        async def test(runtimes: Sequence[str], runner: Path | None) -> tuple[RuntimeReport, ...]:
+            return await self.machine.selftest(self._pool_policy(), self.offload, runtimes, runner)
+
+        def changed() -> None:
+            self.working.think_again()
+            self.peers.renew()
+
+        folder = self.machine.caches() / "selftest"
+        key = current_key(self._pool_policy().cage)
+        return Vouching(
+            context, self.charters, test, key, folder, changed, lambda: self.stopping.is_set() or self.pausing.state.reason is not None
+        )
+
+    def _packages(self) -> Environments:
+        """Where the packages of jobs are set up."""
+        policy = self.config.policy
+        terms = EnvironmentPolicy(mode=policy.environments, names=frozenset(policy.packages))  # type: ignore[arg-type]
+        return Environments(self.machine.reachable(self.home.work / "packages"), terms, self.offload, self.ports.clock)
+
+    def _pool_policy(self) -> PoolPolicy:
+        """Bounds of the processes that units run in."""
+        policy = self.config.policy
+        slots = max(1, policy.cores)
+        return PoolPolicy(
+            slots=slots,
+            memory_bytes=policy.memory_bytes // slots,
+            nice=policy.nice,
+            programs=self.machine.caches() / "programs",
+        )
 
     def _make_owner_side(self, context: Context) -> None:
         """What serves the owner of this node."""
@@ -280,7 +368,11 @@ class Node:
         await self.workers.start()
         for service in (self.peers, self.storing, self.submitting, self.files, self.pins):
             self._closing.push_async_callback(service.close)
-        for starting in (self.watching, self.keeping, self.leading, self.succession, self.working, self.caring, self.scrubbing):
+        care: list[Service] = [self.caring, self.scrubbing, self.charters, self.environments]
+        if self.vouching is not None:
+            care.insert(0, self.vouching)  # What is offered is known before anybody is met.
+        begun: list[Service] = [self.watching, self.keeping, self.leading, self.succession, self.pausing, self.working, *care]
+        for starting in begun:
             self._closing.push_async_callback(starting.close)
             await starting.start()
         contacts = self._contacts()
@@ -329,11 +421,12 @@ class Node:
             credentials=tuple(self.membership.chain),
             info=encode(self.info()),
             instance=self._instance,
+            charter=self._charter(),
         )
 
     def info(self) -> NodeInfo:
         """This node's addresses and offer."""
-        policy = self.config.policy
+        policy = self._terms()
         runtimes = policy.runtimes if policy.cores else ()
         offer = Offer(policy.cores, policy.memory_bytes, policy.storage_bytes, self.machine.platform, self.machine.python, runtimes)
         roles = tuple(sorted(self.member.roles))
@@ -341,8 +434,8 @@ class Node:
 
     def status(self) -> NodeStatus:
         """This node's live state."""
-        worker = self.working.worker
-        cores = self.config.policy.cores
+        worker, pause = self.working.worker, self.pausing.state
+        cores = self.config.policy.cores if pause.reason is None else 0
         return NodeStatus(
             free_cores=max(0, cores - worker.running),
             running=worker.running,
@@ -352,6 +445,8 @@ class Node:
             uptime_s=self.ports.clock() - self._started_s,
             load=self.machine.load(),
             jobs_kept=len(self.keeping.jobs),
+            paused=pause.reason or "",
+            paused_since_ms=pause.since_ms,
         )
 
     def invite(self, roles: tuple[str, ...], expires_ms: int) -> str:

@@ -46,7 +46,7 @@ class LocalNodes:
             home = self._home(number)
             home.mkdir(parents=True)
             arguments = ["--home", str(home), "--listen", "127.0.0.1:0", "--cpus", str(cpus), "--storage", STORAGE]
-            arguments += ["--name", f"local-{number}", "--parent", str(os.getpid())]
+            arguments += ["--name", f"local-{number}", "--parent", str(os.getpid()), "--for-owner"]
             self._processes.append(start(arguments, home / "node.log"))
 
     def _home(self, number: int) -> Path:

@@ -11,7 +11,7 @@ import typer
 
 from p2pgrid import __version__
 from p2pgrid.errors import P2PGridError
-from p2pgrid_cli import exits, files, jobs, look, membership, run, simulate, why
+from p2pgrid_cli import doctor, exits, files, jobs, look, membership, pausing, run, simulate, why
 from p2pgrid_cli.common import print_line, say, show_error
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _options(
     """Share spare CPU and storage with other machines, and use theirs. No server."""
 
 
-for module in (membership, run, jobs, files, look, why, simulate):
+for module in (membership, run, jobs, files, look, pausing, why, doctor, simulate):
     module.register(app)
 
 

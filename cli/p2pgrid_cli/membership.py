@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from p2pgrid.errors import ConfigError, P2PGridError, TryAgainError, UnreachableError, UsageError
-from p2pgrid.model.sizes import parse_size
 from p2pgrid_cli import exits
 from p2pgrid_cli.common import HomeOption, home_of, print_line, run_async, say, wall_ms, with_channel
 
@@ -49,45 +48,62 @@ def join(
     storage: Annotated[str | None, typer.Option(help="Storage to lend, as 10G. Default: 10G, at most a tenth of the free disk.")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on. Default: all addresses, any free port.")] = None,
     native: Annotated[bool | None, typer.Option("--native/--no-native", help="Run native code and commands of other members here.")] = None,
+    runtimes: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Runtimes to offer: native, command, python, wasm, or all.")
+    ] = None,
+    packages: Annotated[str | None, typer.Option(metavar="WHICH", help="Packages that native units may bring: any, off, or names.")] = None,
+    accept_from: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Work only for this submitter; repeatable. all: for every member.")
+    ] = None,
+    only_idle: Annotated[
+        str | None, typer.Option(metavar="MINUTES", help="Work only when nobody has touched the machine for so long. 0: always.")
+    ] = None,
+    on_battery: Annotated[bool | None, typer.Option("--on-battery/--no-on-battery", help="Work on battery, too. Default: no.")] = None,
+    hours: Annotated[str | None, typer.Option(metavar="FROM-TO", help="Work only then, as 22:00-07:00, local time; or always.")] = None,
+    busy: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Pause when other programs use more of the CPU, as 30%. 0: never.")
+    ] = None,
+    nice: Annotated[int | None, typer.Option(help="How much units give way to the owner's programs, 0 to 19. Default: 19.")] = None,
+    upload: Annotated[str | None, typer.Option(metavar="RATE", help="Most bytes of blobs a second to others, as 1M. 0: no cap.")] = None,
+    download: Annotated[str | None, typer.Option(metavar="RATE", help="Most bytes of blobs a second from others. 0: no cap.")] = None,
     leave_within: Annotated[
         float, typer.Option(min=0.0, help="Seconds for leaving in good order, after 'p2pgrid leave' or SIGTERM. 0: go at once.")
     ] = WITHIN_S,
     home: HomeOption = None,
     parent: Annotated[int, typer.Option(hidden=True)] = 0,
+    for_owner: Annotated[bool, typer.Option("--for-owner", hidden=True)] = False,
 ) -> None:
-    """Run a node: found a private grid, enter one with an invite, or start again where this home was."""
-    from p2pgrid_cli.settings import Settings, parse_listen
+    """Run a node: found a private grid, enter one with an invite, or start again where this home was.
 
-    parse_listen(listen)
-    asked = Settings(
-        name=name,
-        cpus=cpus,
-        memory_bytes=parse_size(memory) if memory is not None else None,
-        storage_bytes=parse_size(storage) if storage is not None else None,
-        listen=listen,
-        native=native,
-    )
+    Terms that are not said hold as said before. Each can also be set in config.toml in the home, or as P2PGRID_ONLY_IDLE and so on.
+    """
+    options = dict(locals())  # Before there is any other name: what was said, by the names of the terms.
+    from p2pgrid_cli.settings import from_flags
+    from p2pgrid_cli.terms import TERMS
+
+    asked = from_flags(**{term.name: options[term.name] for term in TERMS})
     if detach:
         _detach(home_of(home))
         return
-    if run_async(_join(home_of(home), invite, asked, parent, leave_within)):
+    if run_async(_join(home_of(home), invite, asked, parent, leave_within, for_owner)):
         raise typer.Exit(exits.INTERRUPTED)
 
 
-async def _join(home: Home, invite: str | None, asked: Settings, parent: int, leave_s: float) -> bool:
-    """Run the node until it is to stop; whether that was Ctrl-C."""
+async def _join(home: Home, invite: str | None, asked: Settings, parent: int, leave_s: float, for_owner: bool) -> bool:
+    """Run the node until it is to stop; whether that was Ctrl-C. ``for_owner``: it serves one command of whoever started it."""
     from p2pgrid_cli.hosting import running_node
-    from p2pgrid_cli.settings import config_of, load, save
+    from p2pgrid_cli.settings import config_of, load, save, saved
 
     home.prepare()
     home.lock()
     try:
-        settings = asked.over(load(home))
+        config = config_of(asked if for_owner else asked.over(load(home)), home.folder, volunteers=not for_owner)
+        said = asked.over(saved(home))
         membership, fresh = _membership(home, invite)
         try:
-            async with running_node(home, membership, config_of(settings, home.folder)) as node:
+            async with running_node(home, membership, config) as node:
                 fresh = False
-                save(home, settings)
+                save(home, said)
                 _greet(node, membership)
                 return await _until_stopped(node, parent, leave_s)
         except P2PGridError:
@@ -132,6 +148,9 @@ def _greet(node: Node, membership: HomeMembership) -> None:
     lines = [f"{READY}node {short(node.key.public)} in '{membership.grid.name}', {policy.cores} cores, listening on {where}"]
     if policy.native and policy.cores and "native" in node.member.roles:
         lines.append("members of this grid may run native code here, as your user and not yet caged; --no-native refuses it")
+    state = node.pausing.state
+    if state.reason is not None:
+        lines.append(f"{state.name}: {state.reason.sentence}; p2pgrid why me says more")
     lines += [f"note: {note}" for note in node.notes]
     if membership.root_seed and not membership.contacts:
         lines.append("invite other machines: p2pgrid invite")
@@ -168,7 +187,7 @@ async def _until_stopped(node: Node, parent: int, leave_s: float) -> bool:
             except TimeoutError:
                 continue
     if any(interrupts):
-        say("leaving: running units get two seconds, jobs and copies go to others (Ctrl-C again goes at once)")
+        say("leaving: running units get a second, jobs and copies go to others (Ctrl-C again goes at once)")
     leaving = asyncio.ensure_future(node.leave(leave_s))
     hurry = asyncio.ensure_future(at_once.wait())
     await asyncio.wait([leaving, hurry], return_when=asyncio.FIRST_COMPLETED)

@@ -64,6 +64,12 @@ def peer_state(line: PeerLine) -> str:
     return "live" if line.status is not None else "no answer"
 
 
+def paused_state(line: PeerLine) -> str:
+    """As :func:`peer_state`, with the reason why a node takes no work now."""
+    paused = line.status.paused if line.status is not None else ""
+    return f"{peer_state(line)}, {printable(paused)}" if paused else peer_state(line)
+
+
 def peers_table(lines: Sequence[PeerLine], width: int) -> Table:
     """The table of ``peers``."""
     rows = []
@@ -73,7 +79,7 @@ def peers_table(lines: Sequence[PeerLine], width: int) -> Table:
         cells = (
             short(line.node),
             printable(line.info.name) or "-",
-            peer_state(line),
+            paused_state(line),
             str(status.free_cores) if status else "-",
             str(offer.cores),
             f"{size_text(used)}/{size_text(offer.storage_bytes)}",
@@ -108,6 +114,8 @@ def peer_document(line: PeerLine) -> dict[str, Any]:
         "memory_bytes": offer.memory_bytes,
         "storage_bytes": offer.storage_bytes,
         "storage_used_bytes": status.storage_used_bytes if status else None,
+        "paused": status.paused or None if status else None,
+        "paused_since_ms": status.paused_since_ms or None if status else None,
     }
 
 

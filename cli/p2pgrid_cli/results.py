@@ -146,6 +146,7 @@ def document(job: JobId, outcome: Outcome, shown: Shown) -> dict[str, Any]:
     from p2pgrid.model.ids import to_text
 
     line = outcome.line
+    burnt = {"fuel": {str(number): outcome.fuel[number] for number in sorted(outcome.fuel)}} if outcome.fuel else {}
     return {
         "job": to_text(job),
         "name": line.name,
@@ -161,6 +162,7 @@ def document(job: JobId, outcome: Outcome, shown: Shown) -> dict[str, Any]:
             {"unit": failure.number, "reason": str(failure.reason), "type": failure.type, "message": failure.message}
             for failure in outcome.failures
         ],
+        **burnt,
     }
 
 
@@ -184,6 +186,9 @@ def report(job: JobId, outcome: Outcome, *, stays: bool = True) -> None:
             say(f"there is no result of {line.final}(), because {line.failed} of {line.units} units failed")
         again = f": p2pgrid results {to_text(job)}" if stays and line.done and line.final == "map" else ""
         say(f"{line.done} of {line.units} units have results{again}")
+    if line.runtime == "auto" and outcome.fuel:
+        counted = f"{len(outcome.fuel)} of {outcome.results} results"
+        say(f"{counted} come from units that ran as python: their nodes take no native code of yours")
     if line.conflicts:
         say(f"{line.conflicts} units have two different decisions: is work() deterministic?")
     if line.state == "cancelled":

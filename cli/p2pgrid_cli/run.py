@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ITEMS = ":::"
 OVER = "--over"
+WASM_MAGIC = b"\0asm\1\0\0\0"
 STDIN = "-"
 """In the place of all items: they are the lines of stdin, read to its end."""
 CANCEL_S = 5.0
@@ -78,6 +79,9 @@ def run(
     replicas: Annotated[int | None, typer.Option(min=1, max=64, help="Copies of each blob of the job. Default: 3.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one unit may take. Default: 3600.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory that one unit may take, as 512M.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="auto, native, python, wasm or command. Default: auto, native where members trust you, else python.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return; the grid goes on.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for result files. Default: ./results-ID.")] = None,
     as_json: JsonOption = False,
@@ -90,18 +94,20 @@ def run(
     p2pgrid run job.py --over 1 2 3          items given here; files are taken along
     seq 100 | p2pgrid run job.py --over -    items are the lines of stdin
     p2pgrid run -- gzip -9kc {} ::: *.log    a command per item, like GNU parallel
+    p2pgrid run tool.wasm --over 1 2 3       a WebAssembly module, on any machine
     p2pgrid run --local 4 job.py             on four nodes of this machine
 
     Without a grid it computes on this machine.
     """
     request = _understand(words or [], bool(context.meta.get("p2pgrid.command")))
+    asked = _runtime(request, runtime)
     options = _options(request.script, quorum, replicas, timeout, memory)
     nodes = local if local is not None else request.script.options.local if request.script else None
     detach = detach or bool(request.script and request.script.options.detach)
     if detach and nodes:
         raise UsageError("--detach and --local exclude one another", hint="a local grid is gone when the command ends")
     local_nodes = _start_local(nodes, options.quorum) if nodes else None
-    code = run_async(_run(request, options, local_nodes, detach, output, as_json, home))
+    code = run_async(_run(request, asked, options, local_nodes, detach, output, as_json, home))
     if code:
         raise typer.Exit(code)
 
@@ -123,18 +129,13 @@ def _understand(words: list[str], command: bool) -> Request:
         raise UsageError(f"no such option: {words[0]}", hint="p2pgrid run --help")
     path = Path(words[0])
     if path.suffix == ".wasm":
-        raise UsageError("WebAssembly modules cannot be run yet", hint="use a Python script or a command")
+        return _module(path, words[1:])
     try:
         source = path.read_bytes()
     except OSError as error:
         hint = "give the path of a Python file that defines work(item)"
         raise UsageError(f"cannot read the script '{path}': {error.strerror}", hint=hint) from error
-    arguments, over = words[1:], None
-    if OVER in arguments:
-        split = arguments.index(OVER)
-        arguments, over = arguments[:split], arguments[split + 1 :]
-        if over == [STDIN]:
-            over = sys.stdin.read().splitlines()
+    arguments, over = _items(words[1:])
     script = parse_script(source, path.name)
     unused = arguments if over is not None else [word for word in arguments if not script.has_inputs and word.startswith("--")]
     if unused:
@@ -143,14 +144,37 @@ def _understand(words: list[str], command: bool) -> Request:
     return Request(script, path, arguments, over, [], [])
 
 
+def _items(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """Arguments, and the items behind ``--over`` if there are any."""
+    if OVER not in words:
+        return words, None
+    split = words.index(OVER)
+    items = words[split + 1 :]
+    return words[:split], sys.stdin.read().splitlines() if items == [STDIN] else items
+
+
+def _module(path: Path, words: list[str]) -> Request:
+    """A WebAssembly module over items. Raises UsageError, or BadDataError for a file that is no module."""
+    arguments, items = _items(words)
+    if items is None:
+        raise UsageError(f"{path.name} needs items", hint=f"p2pgrid run {path.name} [ARGS]... --over ITEM...")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise UsageError(f"cannot read the module '{path}': {error.strerror}", hint="give the path of a .wasm file") from error
+    if magic != WASM_MAGIC:
+        kind = "a component" if magic[:4] == WASM_MAGIC[:4] else "no WebAssembly"
+        raise BadDataError(f"{path.name} is {kind}", hint="a core module for wasm32-wasi (WASI preview 1) is wanted")
+    return Request(None, path, arguments, items, [], items)
+
+
 def _options(script: JobScript | None, quorum: int | None, replicas: int | None, timeout: float | None, memory: str | None) -> JobOptions:
     """Flags over the script's header over defaults."""
     from p2pgrid.client.jobs import JobOptions
     from p2pgrid.model.script import ScriptOptions
 
     said = script.options if script else ScriptOptions()
-    if said.runtime not in (None, "auto", "native", "command"):
-        raise UsageError(f"the runtime '{said.runtime}' is not there yet", hint='use runtime = "native"')
     if said.quorum == "auto":
         raise UsageError("quorum = 'auto' is not there yet", hint="give a number")
     default = JobOptions()
@@ -162,6 +186,21 @@ def _options(script: JobScript | None, quorum: int | None, replicas: int | None,
         memory_bytes=parse_size(str(wanted)) if wanted is not None else 0,
         attempts=said.attempts or default.attempts,
     )
+
+
+def _runtime(request: Request, flag: str | None) -> str:
+    """What the user asks for. Raises UsageError for a runtime that does not fit what is to be run."""
+    own = "command" if request.command else "wasm" if request.script is None else None
+    asked = flag or (request.script.options.runtime if request.script else None) or own or "auto"
+    fitting = (own, "auto") if own else ("auto", "native", "python")
+    if asked not in fitting:
+        known = asked in ("auto", "native", "python", "wasm", "command")
+        what = "a command" if own == "command" else "a module" if own else "a script"
+        raise UsageError(
+            f"{what} cannot run as '{asked}'" if known else f"'{asked}' is no runtime",
+            hint=f"use one of: {', '.join(fit for fit in fitting if fit)}",
+        )
+    return asked
 
 
 def _check_quorum(quorum: int, nodes: int) -> None:
@@ -182,9 +221,17 @@ def _start_local(nodes: int, quorum: int) -> LocalNodes:
 
 
 async def _run(
-    request: Request, options: JobOptions, nodes: LocalNodes | None, detach: bool, output: Path | None, as_json: bool, home: Path | None
+    request: Request,
+    runtime: str,
+    options: JobOptions,
+    nodes: LocalNodes | None,
+    detach: bool,
+    output: Path | None,
+    as_json: bool,
+    home: Path | None,
 ) -> int:
     from p2pgrid.client.jobs import JobBuilder
+    from p2pgrid.client.settling import settle
     from p2pgrid_cli.progress import Progress
 
     progress = Progress()
@@ -194,7 +241,15 @@ async def _run(
         building = beside(lambda: _build(builder, request))
         try:
             async with _channel(nodes, detach, options.quorum, home, progress) as (channel, stays):
-                job, keepers = await submit(channel, await building, progress, detach=detach)
+                plan = await building
+                if request.script is not None and request.script.dependencies:
+                    from p2pgrid_cli.packages import take_packages
+
+                    await take_packages(plan, request.script, channel, progress.note)
+                plan.job, why = await settle(plan.job, runtime, channel, alone=not stays)
+                if why:
+                    progress.note(f"runtime: {why}")
+                job, keepers = await submit(channel, plan, progress, detach=detach)
                 if detach:
                     progress.stop()
                     _say_kept(keepers)
@@ -214,8 +269,10 @@ def _build(builder: JobBuilder, request: Request) -> Plan:
     from p2pgrid.client.jobs import items_of
     from p2pgrid.errors import P2PGridError
 
-    if request.script is None:
+    if request.command:
         return builder.command(request.command, request.items)
+    if request.script is None:
+        return builder.module(request.path, request.arguments, request.items)
     items: Iterable[Any]
     try:
         items = items_of(request.script, request.path, request.arguments, request.over)

@@ -28,11 +28,14 @@ def register(app: typer.Typer) -> None:
 
 
 def why(
-    subject: Annotated[str, typer.Argument(metavar="ID", help="What 'p2pgrid put' printed.")],
+    subject: Annotated[str, typer.Argument(metavar="ID", help="What 'p2pgrid put' printed; or me, for this node.")],
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Say why something is as it is: of a blob its copies, who holds them, what they promise and what they cost."""
+    """Say why something is as it is: of a blob its copies, who holds them, what they promise and what they cost.
+
+    Of this node (me): whether it works for others, why not, since when, what ends it, and which runtimes it offers.
+    """
 
     async def explain(channel: Channel) -> Answer:
         for explanation in EXPLANATIONS:
@@ -49,6 +52,40 @@ def why(
         return
     for line in answer.lines:
         print_line(line)
+
+
+async def _me(channel: Channel, subject: str) -> Answer | None:
+    """What this node does for others."""
+    if subject != "me":
+        return None
+    from p2pgrid.model.ids import to_text
+    from p2pgrid_cli.pausing import pause_document, pause_lines
+
+    told = await channel.why_me()
+    lines = pause_lines(told.pause)
+    lines.append(f"cores: {told.running} of {told.cores} busy, {told.queued} units waiting")
+    for line in told.runtimes:
+        level = f" ({line.level})" if line.level else ""
+        lines.append(f"runtime {line.runtime}: {'offered' if line.offered else 'not offered'}{level}{_because(line.sentence)}")
+    lines += [f"term {name}: {value}" for name, value in told.terms]
+    lines.append(f"jobs of this home are signed by {to_text(told.submitter)}: what others list with --accept-from")
+    runtimes = [
+        {"runtime": line.runtime, "offered": line.offered, "level": line.level, "sentence": line.sentence} for line in told.runtimes
+    ]
+    document = {
+        **pause_document(told.pause),
+        "cores": told.cores,
+        "running": told.running,
+        "queued": told.queued,
+        "runtimes": runtimes,
+        "terms": dict(told.terms),
+        "submitter": to_text(told.submitter),
+    }
+    return Answer(lines, document)
+
+
+def _because(sentence: str) -> str:
+    return f": {sentence}" if sentence else ""
 
 
 async def _job(channel: Channel, subject: str) -> Answer | None:
@@ -74,5 +111,5 @@ async def _blob(channel: Channel, subject: str) -> Answer | None:
     return Answer(why_blob_lines(answer), why_blob_document(answer))
 
 
-EXPLANATIONS: tuple[Callable[[Channel, str], Awaitable[Answer | None]], ...] = (_job, _blob)
+EXPLANATIONS: tuple[Callable[[Channel, str], Awaitable[Answer | None]], ...] = (_me, _job, _blob)
 """Asked in this order; the first that knows the subject answers."""

@@ -47,21 +47,28 @@ from p2pgrid.wire.owner import (
     JobRequest,
     JobsReply,
     Nothing,
+    OwnPause,
     OwnStatus,
+    PauseRequest,
     PeersReply,
     PeersRequest,
     PinHeader,
     PutHeader,
+    RunnerReply,
+    RunnerRequest,
     Snapshot,
     SubmitHeader,
     Submitted,
     WhyBlob,
+    WhyMe,
     WhyRequest,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)
 LENGTH = struct.Struct(">I")
 CALL_S = 30.0
+RUNNER_S = 120.0
+"""The runner may have to be fetched from another node first."""
 EVENT_BYTES_MAX = 64 * MIB
 
 
@@ -136,6 +143,13 @@ class Channel:
         """The node itself."""
         return await self._call("own.status", Nothing(), OwnStatus)
 
+    async def runner(self, *, have: bool = True) -> bytes:
+        """The blob id of the grid's Python runner, which the node has when this returns. Raises RefusedError when there is none.
+
+        ``have`` False: what is named now, empty for none.
+        """
+        return (await self._call("own.runner", RunnerRequest(have), RunnerReply, timeout_s=RUNNER_S)).runner
+
     async def peers(self, *, refresh: bool = True) -> PeersReply:
         """Every node of the grid (a sample, when it has more than 256)."""
         return await self._call("own.peers", PeersRequest(refresh), PeersReply)
@@ -155,6 +169,22 @@ class Channel:
     async def cancel_everywhere(self, job: JobId) -> CancelReply:
         """As :meth:`cancel`; says too how many nodes heard it."""
         return await self._call("own.cancel", JobRequest(job), CancelReply)
+
+    async def pause(self, seconds: float = 0.0) -> OwnPause:
+        """Let the node work no more, for a time or until :meth:`resume`; no unit runs when this returns."""
+        return await self._call("own.pause", PauseRequest(seconds), OwnPause)
+
+    async def resume(self) -> OwnPause:
+        """Let the node work again, though one of its owner's terms says otherwise now."""
+        return await self._call("own.resume", Nothing(), OwnPause)
+
+    async def finish(self) -> OwnPause:
+        """Let the node end what it has leased, and then pause."""
+        return await self._call("own.finish", Nothing(), OwnPause)
+
+    async def why_me(self) -> WhyMe:
+        """What the node does for others, and why not more."""
+        return await self._call("own.me", Nothing(), WhyMe)
 
     async def leave(self) -> None:
         """Ask the node to stop."""

@@ -103,6 +103,16 @@ class JobBuilder:
             raise UsageError("no command to run", hint="p2pgrid run -- COMMAND {} ::: ITEM...")
         return self._plan(" ".join(argv)[:80], "command", b"", b"", self._commands(argv, items), Derive())
 
+    def module(self, path: Path, arguments: Sequence[str], items: Iterable[str]) -> Plan:
+        """A job that runs a WebAssembly module per item, which is its last argument (or replaces ``{}``)."""
+        try:
+            reference, content = self._read(path)
+        except OSError as error:
+            raise BadDataError(f"cannot read the module '{path}': {error.strerror}") from error
+        if content is not None:
+            self._values[BlobId(reference.blob)] = content
+        return self._plan(path.name, "wasm", b"", reference.blob, self._commands([path.name, *arguments], items), Derive())
+
     # -- units ---------------------------------------------------------------------------
 
     def _encoded(self, items: Iterable[Any]) -> Iterator[_Unit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from p2pgrid.errors import UnreachableError
 from p2pgrid.model.ids import BlobId, JobId
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.values import decode_value
-from p2pgrid.model.work import DIED, DISAGREED, NO_INPUT, OK, RAISED, TIMED_OUT, TOO_LARGE
+from p2pgrid.model.work import DIED, DISAGREED, FUEL_BYTES, NO_INPUT, OK, RAISED, TIMED_OUT, TOO_LARGE
 from p2pgrid.runtimes.command import decode_command_result
 from p2pgrid.services.results import Failure
 from p2pgrid.wire.codec import decode
@@ -50,6 +51,8 @@ class Outcome:
     """The first few; ``line.failed`` counts all."""
     results: int = 0
     note: str = ""
+    fuel: dict[int, int] = field(default_factory=dict)
+    """What the units behind the results burnt, by number within the results; of those whose runtime counts."""
 
 
 OnValue = Callable[[int, Any], None]
@@ -73,6 +76,7 @@ async def collect(
     following = 0
     outcome: Outcome | None = None
     failures: dict[int, UnitFailure] = {}
+    fuel: dict[int, int] = {}
     results = 0
     async for event in channel.follow(job, wait=wait):
         outcome = Outcome(event.line, note=event.note)
@@ -84,13 +88,15 @@ async def collect(
         while following in held:
             span, _ = held.pop(following)
             results += await _hand_on(channel, span, event.line, following, on_value)
+            _note_fuel(span, following, fuel)
             following += len(span.outcomes)
     if outcome is None:
         raise UnreachableError("the node said nothing about the job", reason=Reason.CLOSED)
     for first in sorted(held):
         results += await _hand_on(channel, held[first][0], outcome.line, first, on_value)
+        _note_fuel(held[first][0], first, fuel)
     outcome.failures = [failures[number] for number in sorted(failures)]
-    outcome.results = results
+    outcome.results, outcome.fuel = results, fuel
     return outcome
 
 
@@ -108,6 +114,14 @@ def _note_failures(span: ResultSpan, failures: dict[int, UnitFailure]) -> None:
                 failures.pop(max(failures))
 
 
+def _note_fuel(span: ResultSpan, number: int, fuel: dict[int, int]) -> None:
+    if len(span.fuel) != FUEL_BYTES * len(span.outcomes):
+        return
+    for position, burnt in enumerate(struct.unpack(f"<{len(span.outcomes)}Q", span.fuel)):
+        if burnt:
+            fuel[number + position] = burnt
+
+
 async def _hand_on(channel: Channel, span: ResultSpan, line: JobLine, number: int, on_value: OnValue) -> int:
     blobs = {position: (blob, holders) for position, blob, holders in span.blobs}
     handed = 0
@@ -117,7 +131,7 @@ async def _hand_on(channel: Channel, span: ResultSpan, line: JobLine, number: in
         raw: bytes | msgspec.Raw = span.values[position]
         if position in blobs:
             raw = await read_blob(channel, *blobs[position])
-        value: Any = decode_command_result(raw).stdout if line.runtime == "command" else decode_value(raw)
+        value: Any = decode_command_result(raw).stdout if line.runtime in ("command", "wasm") else decode_value(raw)
         on_value(number + position, value)
         handed += 1
     return handed

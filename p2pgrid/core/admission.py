@@ -2,8 +2,8 @@
 
 1. Only members of the node's own grid are heard at all; that is checked when a connection opens.
 2. Work comes from members with the role ``submit``; native and command units also need ``native`` for
-   everybody but the owner, and an owner who did not say ``--no-native``.
-3. The runtime must be one this node offers; memory within what is shared.
+   everybody but the owner, and an owner who did not say ``--no-native``. ``wasm`` and ``python`` units are open to all who submit.
+3. The runtime must be one this node offers, and its cage has held when the node attacked it; memory within what is shared.
 4. Jobs are kept and blobs stored only within the shared storage, and only by nodes with the role ``store``.
 """
 
@@ -13,11 +13,13 @@ import msgspec
 
 from p2pgrid.core.layout import FAN_IN_MAX
 from p2pgrid.errors import RefusedError
-from p2pgrid.model.job import RUNTIMES, Job
+from p2pgrid.model.job import AUTO, RUNTIMES, Job
 from p2pgrid.model.limits import Limits
 from p2pgrid.model.membership import Member
 from p2pgrid.model.reasons import Reason
 
+CAGED = ("native", "command")
+"""Runtimes whose units are machine code: only for those who are trusted with it, and only in a cage that held."""
 QUORUM_MAX = 64
 ATTEMPTS_MAX = 64
 REPLICAS_MAX = 64
@@ -43,25 +45,63 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     native: bool = True
     """Whether units of other members may run native code and commands here."""
     runtimes: tuple[str, ...] = RUNTIMES
+    submitters: tuple[bytes, ...] = ()
+    """Submitter keys whose jobs are worked for; empty: those of every member with the role."""
+    upload_bytes_per_s: int = 0
+    """At most so much of blobs goes to other nodes, on average; 0: no cap."""
+    download_bytes_per_s: int = 0
+    """At most so much of blobs comes from other nodes, on average; 0: no cap."""
+    idle_s: float = 0.0
+    """Work only when the owner has not touched the machine for so long; 0: whatever the owner does."""
+    busy_share: float = 0.0
+    """Pause when other programs use more than this share (0 to 1) of all processors; 0: never."""
+    on_battery: bool = False
+    """Whether to work while the machine runs on its battery."""
+    hours: tuple[tuple[int, int], ...] = ()
+    """Work only from a minute of the local day to another, which may lie past midnight; empty: always."""
+    nice: int = 19
+    """Added to the niceness of worker processes, so that they give way to the owner's."""
+    environments: str = "any"
+    """Packages that native units of others may bring: ``off``, ``listed`` (those in ``packages``) or ``any``."""
+    packages: tuple[str, ...] = ()
+    """Names of packages, as they are normalised, that ``listed`` allows."""
 
 
-def refuse_work(job: Job, submitter: Member | None, own_key: bytes, lead: bytes, policy: Policy, now_ms: int) -> Reason | None:
-    """Why this node runs no unit of a job, or None if it does. ``submitter``: the member that leads it."""
+def refuse_work(
+    job: Job, submitter: Member | None, own_key: bytes, lead: bytes, policy: Policy, now_ms: int, author: bytes = b""
+) -> Reason | None:
+    """Why this node runs no unit of a job, or None if it does. ``submitter``: the member that leads it; ``author``: who signed it."""
     if policy.cores < 1:
         return Reason.NO_SLOT
     if job.expires_ms < now_ms:
         return Reason.EXPIRED
-    if job.runtime not in policy.runtimes:
-        return Reason.NO_RUNTIME
     if policy.memory_bytes and job.limits.memory_bytes > policy.memory_bytes:
         return Reason.NO_MEMORY
-    if lead == own_key:
-        return None
-    if submitter is None or "submit" not in submitter.roles:
+    if lead != own_key and (submitter is None or "submit" not in submitter.roles):
         return Reason.NO_ROLE
-    if not policy.native or "native" not in submitter.roles:
-        return Reason.NATIVE_REFUSED
-    return None
+    if lead != own_key and policy.submitters and author not in policy.submitters:
+        return Reason.NOT_LISTED
+    runtime = choose_runtime(job, submitter, own_key, lead, policy)
+    return runtime if isinstance(runtime, Reason) else None
+
+
+def choose_runtime(job: Job, submitter: Member | None, own_key: bytes, lead: bytes, policy: Policy) -> str | Reason:
+    """The runtime that a job's units get here, or why there is none.
+
+    ``auto`` is native for those who are trusted with it, if this node offers it, and else the runner that the job names.
+    """
+    wanted = ("native", "python") if job.runtime == AUTO else (job.runtime,)
+    why = Reason.NO_RUNTIME
+    for runtime in wanted:
+        if runtime not in policy.runtimes:
+            continue
+        if runtime == "python" and not job.runner:
+            continue
+        if runtime in CAGED and lead != own_key and not (policy.native and submitter is not None and "native" in submitter.roles):
+            why = Reason.NATIVE_REFUSED
+            continue
+        return runtime
+    return why
 
 
 def check_job(job: Job, limits: Limits) -> None:

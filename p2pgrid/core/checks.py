@@ -14,7 +14,7 @@ from p2pgrid.core.quorum import Answer, judge
 from p2pgrid.errors import IntegrityError, MalformedError, RefusedError
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import ANSWERS, DISAGREED, NO_INPUT, DecisionEntry, Grant, Receipt, UnitRange
+from p2pgrid.model.work import ANSWERS, DISAGREED, FUEL_BYTES, NO_INPUT, DecisionEntry, Grant, Receipt, UnitRange
 from p2pgrid.wire.codec import digest_of
 from p2pgrid.wire.envelope import Signed
 
@@ -40,7 +40,7 @@ def check_receipt(receipt: Signed[Receipt], grant: Signed[Grant] | None) -> int:
             if unit_range not in leased and not any(within(unit_range, outer) for outer in grant.body.ranges):
                 raise RefusedError("the receipt speaks of units that were not leased", reason=Reason.NOT_GRANTED)
     total = sum(unit_range.units for unit_range in body.ranges)
-    if len(body.outcomes) != total or len(body.digests) != total * DIGEST_BYTES:
+    if len(body.outcomes) != total or len(body.digests) != total * DIGEST_BYTES or len(body.fuel) not in (0, total * FUEL_BYTES):
         raise MalformedError("the columns of a receipt differ in length", reason=Reason.MALFORMED)
     if max(body.outcomes) > NO_INPUT or len(body.holders) > HOLDERS_MAX or not all(0 <= file.unit < total for file in body.files):
         raise MalformedError("a receipt speaks of an outcome or a unit that does not exist", reason=Reason.MALFORMED)

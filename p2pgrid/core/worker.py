@@ -10,7 +10,8 @@
 6. A lead that is gone is not asked again until it invites, and its units run all the same: others keep the job, and
    whoever leads it next takes the leases over.
 7. An invitation that overtakes the answer to a pull is not lost: it leads to one more pull.
-8. A worker that leaves takes nothing more, and hands back what has not started.
+8. A worker that leaves, or that its owner pauses, takes nothing more, and hands back what has not started.
+9. A worker that finishes takes nothing more, and runs what it has.
 """
 
 from __future__ import annotations
@@ -94,7 +95,22 @@ class Drain:
     """This node leaves."""
 
 
-Event = Invited | Leased | Dry | UnitsDone | TaskEnded | SourceGone | LeadGone | Drain
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The owner needs the machine. What runs is ended by others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Take nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The end of a pause, or of finishing."""
+
+
+Event = Invited | Leased | Dry | UnitsDone | TaskEnded | SourceGone | LeadGone | Drain | Pause | Finish | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +171,18 @@ class Worker:
     turn: deque[bytes] = field(default_factory=deque)
     """Submitters, the next to be served first."""
     draining: bool = False
+    paused: bool = False
+    finishing: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it hands back all that has not started: it leaves, or is paused."""
+        return self.draining or self.paused
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that was leased is left, and nothing more is on its way."""
+        return not any(source.running or source.queue or source.pulling for source in self.sources.values())
 
     @property
     def running(self) -> int:
@@ -165,19 +193,26 @@ class Worker:
         return sum(source.queued for source in self.sources.values())
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        if isinstance(event, Drain):
-            self.draining = True
-        elif isinstance(event, Invited):
-            self._on_invited(event, now)
-        elif event.source in self.sources:
-            self._on_source(event, self.sources[event.source])
-        returned = self._give_back() if self.draining else []
+        match event:
+            case Drain():
+                self.draining = True
+            case Pause():
+                self.paused, self.finishing = True, False
+            case Finish():
+                self.paused, self.finishing = False, True
+            case Resume():
+                self.paused = self.finishing = False
+            case Invited():
+                self._on_invited(event, now)
+            case _ if event.source in self.sources:
+                self._on_source(event, self.sources[event.source])
+        returned = self._give_back() if self.closed else []
         self._forget(now)
         return returned + self._start() + self._ask(now)
 
     def _on_invited(self, event: Invited, now: float) -> None:
         source = self.sources.get(event.source)
-        if self.draining:
+        if self.closed or self.finishing:
             return
         if source is None:
             if len(self.sources) >= SOURCES_MAX:
@@ -208,7 +243,7 @@ class Worker:
                 source.more = source.pulling = source.invited_meanwhile = False
             case LeadGone():
                 source.more = source.pulling = source.invited_meanwhile = False
-            case Invited() | Drain():
+            case _:
                 pass
 
     @staticmethod
@@ -264,6 +299,8 @@ class Worker:
 
     def _ask(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        if self.finishing:
+            return effects
         free = self.slots - self.running
         for key, source in self.sources.items():
             if source.pulling or not source.more or not (source.running or source.queue or now <= source.invited_until):

@@ -8,7 +8,10 @@ import msgspec
 
 from p2pgrid.model.statement import Statement
 
-RUNTIMES = ("native", "command")
+RUNTIMES = ("native", "command", "python", "wasm")
+"""What a node may offer: native Python, programs, Python inside WebAssembly, WebAssembly modules."""
+AUTO = "auto"
+"""In a job: native where the submitter is trusted and a cage holds, else ``python``. Each worker decides for itself."""
 
 
 class UnitLimits(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +61,10 @@ class Job(Statement, frozen=True, array_like=True):
     """How many workers may fail on a unit (time-out, death) before it is given up."""
     replicas: int = 3
     """Copies of each blob of the job."""
+    runner: bytes = b""
+    """The blob id of the Python runner that ``python`` units run in, the one the grid names; empty for other runtimes."""
+    environment: bytes = b""
+    """The blob id of the encoded Environment of native units (locked requirements and wheels); empty for none."""
 
     @property
     def map_units(self) -> int:

@@ -39,6 +39,16 @@ class Membership(Statement, frozen=True, array_like=True):
     node: bytes
 
 
+class Charter(Statement, frozen=True, array_like=True):
+    """By the root: what all members of the grid have in common. The newest counts."""
+
+    TYPE: ClassVar[str] = "charter"
+
+    created_ms: int
+    runner: bytes
+    """The blob id of the Python runner that ``python`` units run in."""
+
+
 class Member(msgspec.Struct, frozen=True):
     """What a verified chain says about a node."""
 

@@ -45,8 +45,12 @@ class Reason(StrEnum):
     # Work
     NO_SLOT = "no-slot", "no core is free", ""
     NO_RUNTIME = "no-runtime", "this node does not offer the job's runtime", ""
+    NO_RUNNER = "no-runner", "the Python runner of the grid is not known or not here", "p2pgrid doctor"
+    CAGE_BROKEN = "cage-broken", "the cage of this runtime did not hold when the node attacked it", "p2pgrid doctor"
+    UNTESTED = "untested", "the node has not yet attacked the cage of this runtime", "wait some seconds"
     NO_MEMORY = "no-memory", "the job wants more memory than is shared here", ""
     NATIVE_REFUSED = "native-refused", "this node runs no native code of others", ""
+    NO_CAGE = "no-cage", "no cage holds on this machine for units of others", "run p2pgrid doctor there to see why"
     UNKNOWN_JOB = "unknown-job", "this node does not know the job", "check the id"
     TOOK_OVER = "took-over", "the lead of a job passed to another of its keepers", ""
     STOPPED = "stopped", "the job cannot go on at the node that leads it", "look at the note of the job"
@@ -59,7 +63,22 @@ class Reason(StrEnum):
     RAISED = "raised", "the unit raised an exception", "see the traceback"
     TOO_LARGE = "too-large", "the result is larger than the job allows", "return less, or a file"
     NO_INPUT = "no-input", "an input of the unit could not be fetched", ""
+    NO_ENVIRONMENT = "no-environment", "this node sets up no packages for jobs", "its owner may allow them"
+    PACKAGE_REFUSED = "package-refused", "a package of the job is not on the list of this node's owner", ""
+    NO_WHEEL = "no-wheel", "a package of the job has no file for this kind of machine", "see what the submitter was told about it"
+    BAD_PACKAGE = "bad-package", "a file of the job's packages is damaged, hostile or over a limit", ""
+    BUILD_FAILED = "build-failed", "the job's packages could not be set up here", ""
+    NO_PACKAGE_ROOM = "no-package-room", "packages of running jobs fill the room that this node has for them", ""
     DISAGREED = "disagreed", "workers gave different answers, and too few gave the same", "is the unit deterministic?"
+
+    # The owner's terms
+    NOT_LISTED = "not-listed", "the owner of this node takes work of other submitters only", "ask the owner to list your submitter key"
+    PAUSED = "paused", "the owner paused this node", "p2pgrid resume lets it work again"
+    OWNER_ACTIVE = "owner-active", "the owner is at the machine", "it works again when nobody has touched it for a while"
+    ON_BATTERY = "on-battery", "the machine runs on its battery", "plug it in, or join with --on-battery"
+    OUTSIDE_HOURS = "outside-hours", "this is not one of the hours in which the node works", "see --hours"
+    MACHINE_BUSY = "machine-busy", "other programs of the machine need its processors", "see --busy"
+    FINISHING = "finishing", "the node ends what it has leased, and then pauses", "p2pgrid resume lets it take work again"
 
     # Keeping and storing
     KEEPER_FULL = "keeper-full", "the node has no room to keep another job", ""

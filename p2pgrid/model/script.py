@@ -2,7 +2,8 @@
 
 ``work(item)`` must be defined at its top level; ``inputs(*args)``, ``reduce(a, b)`` and ``finish(results)`` may be.
 ``[tool.p2pgrid]`` in the header sets the same options as the flags of ``p2pgrid run``; a key that is not known
-is an error, since an option that is silently ignored costs somebody a night of computing.
+is an error, since an option that is silently ignored costs somebody a night of computing. For the same reason a header
+that redirects where packages come from is refused (docs/spec/environments.md).
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class JobScript(msgspec.Struct, frozen=True, kw_only=True):
     options: ScriptOptions
     requires_python: str = ""
     dependencies: tuple[str, ...] = ()
+    """Names, extras, version ranges and markers, in a normal form."""
     functions: frozenset[str] = frozenset()
     """Which of work, inputs, reduce and finish it defines."""
 
@@ -176,6 +178,10 @@ def _requires_python(header: dict[str, Any], file_name: str) -> str:
     value = header.get("requires-python", "")
     if not isinstance(value, str):
         raise BadDataError(f"requires-python of {file_name} is not text")
+    if value:
+        from p2pgrid.model.dependencies import check_python
+
+        check_python(value, file_name)
     return value
 
 
@@ -183,7 +189,16 @@ def _dependencies(header: dict[str, Any], file_name: str) -> tuple[str, ...]:
     value = header.get("dependencies", [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise BadDataError(f"dependencies of {file_name} is not a list of texts")
-    return tuple(value)
+    if not value:
+        return ()
+    # What reads them is loaded for scripts that have some: a command line should start quickly.
+    from p2pgrid.model.dependencies import read_dependencies
+
+    tool = header.get("tool", {})
+    if isinstance(tool, dict) and "uv" in tool:
+        hint = "take the table out: packages come from the index that this machine is set up for, and workers ask none"
+        raise BadDataError(f"the header of {file_name} has a [tool.uv] table, which is refused beside dependencies", hint=hint)
+    return read_dependencies(value, file_name)
 
 
 def _defined(tree: ast.Module, file_name: str) -> frozenset[str]:

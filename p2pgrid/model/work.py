@@ -16,6 +16,8 @@ TOO_LARGE = 4
 NO_INPUT = 5
 DISAGREED = 6
 """In decisions only: everybody there answered, and no answer has enough who agree."""
+FUEL_BYTES = 8
+"""How the fuel of a unit is written, little-endian."""
 ANSWERS = (OK, RAISED)
 """Outcomes that count towards a quorum. The others are missed attempts."""
 
@@ -73,6 +75,8 @@ class Receipt(Statement, frozen=True, array_like=True):
     holders: tuple[bytes, ...] = ()
     """Nodes that hold the results and files that are blobs."""
     files: tuple[ResultFile, ...] = ()
+    fuel: bytes = b""
+    """What each unit burnt, 8 bytes little-endian a unit, 0 for a unit whose runtime does not count; empty when none does."""
 
 
 class DecisionEntry(NamedTuple):

@@ -45,6 +45,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     version_min: int = PROTOCOL_MIN
     version_max: int = PROTOCOL_MAX
     features: Annotated[tuple[Code, ...], msgspec.Meta(max_length=64)] = ()
+    charter: Annotated[bytes, msgspec.Meta(max_length=1024)] = b""
+    """The envelope of the newest charter of the grid that the sender knows; empty for none."""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=1):

@@ -2,8 +2,8 @@
 
 1. Every unit of the batch is reported exactly once, in order.
 2. Nothing a worker says is believed beyond its own units: frames must continue where the last one ended, and fit the caps.
-3. A process that dies, hangs or breaks the protocol costs the unit it was running; units that had ended but were not
-   reported are run again (at most a flush interval's work), those after it run in a fresh process.
+3. A process that dies, hangs, breaks the protocol or takes more than it may costs the unit it was running; units that had ended
+   but were not reported are run again (at most a flush interval's work), those after it run in a fresh process.
 """
 
 from __future__ import annotations
@@ -17,18 +17,30 @@ from typing import NamedTuple
 
 import msgspec
 
-from p2pgrid.errors import BadDataError, MalformedError, P2PGridError
+from p2pgrid.errors import BadDataError, MalformedError, P2PGridError, RefusedError
 from p2pgrid.model.ids import DIGEST_BYTES, BlobId
+from p2pgrid.model.reasons import Reason
+from p2pgrid.model.work import FUEL_BYTES
+from p2pgrid.offload import Offload
+from p2pgrid.runtimes.deadline import KEEPS_DEADLINE, Deadline, Watch
 from p2pgrid.runtimes.process import WorkerProcess
-from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, FileOutput, Kind, OnResults, Outcome
+from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, FileOutput, Kind, OnResults, Outcome, PoolPolicy
+from p2pgrid.runtimes.watchdog import Bounds, Watchdog
 from p2pgrid.runtimes.worker import frames
 
-_LOOK_MAX_S = 0.25
-_COMMAND_SLACK_S = 2.0
-"""A command runner keeps the deadline itself; the node steps in this much later."""
+_LOOK_WAIT_S = 0.1
+"""How long to wait for a look before deadlines are seen to again."""
+_LAST_LOOK_S = 1.0
+"""The same when the batch is over."""
 _PAYLOAD_SLACK_BYTES = 64 << 10
 """What an error, or the frame around a command's output, may take beside the result itself."""
 _DIED_LOG_CHARS = 2048
+
+_UNIT_OUTCOMES = bytes((Outcome.OK, Outcome.RAISED, Outcome.TOO_LARGE, Outcome.UNENCODABLE))
+"""What a process may say of a unit. That one died is for the node to say."""
+_KEEPER_OUTCOMES = _UNIT_OUTCOMES + bytes((Outcome.TIMED_OUT,))
+"""The same where the process keeps the time."""
+_COUNTS_FUEL = frozenset({"wasm", "python"})
 
 _replies = msgspec.msgpack.Decoder(frames.Reply)
 _raw_list = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -53,6 +65,8 @@ class BatchRun:
         release: Callable[[WorkerProcess], None],
         load_s: float,
         results_folder: Path,
+        policy: PoolPolicy,
+        offload: Offload,
     ) -> None:
         self._task = task
         self._on_results = on_results
@@ -60,6 +74,8 @@ class BatchRun:
         self._release = release
         self._load_s = load_s
         self._results_folder = results_folder
+        self._policy = policy
+        self._offload = offload
         self._raws = split_inputs(task.inputs)
         self._position = 0
         self._frame_bytes = 0
@@ -118,7 +134,7 @@ class BatchRun:
             # A process that died while it waited for us is nobody's fault.
             if not (process.reused and trouble.outcome == Outcome.DIED and process.progress()[0] == frames.IDLE):
                 culprit = self._culprit(process, end)  # Asked before the process is ended.
-                self._blamed[culprit] = await self._told(process, trouble)
+                self._blamed.setdefault(culprit, await self._told(process, trouble))
         finally:
             self._process, self._has_units = None, False
             if whole:
@@ -148,6 +164,9 @@ class BatchRun:
             verdict = Verdict(Outcome.RAISED, failure)
         else:
             verdict = await self._told(process, failure)
+            if process.cage_failed:
+                why = process.log.text().strip()[-_DIED_LOG_CHARS:] or "the cage does not stand"
+                raise RefusedError(f"no unit of others runs without a cage: {why}", reason=Reason.NO_CAGE)
         self._blamed.clear()
         self._report(len(self._raws) - self._position, verdict)
         return False
@@ -158,9 +177,13 @@ class BatchRun:
         process.link.frame_bytes_max = task.result_bytes_max + frames.FRAME_SLACK_BYTES
         process.sequence += 1
         process.reset_progress()
-        process.link.send(self._run_frame(process.sequence, end))
+        loop = asyncio.get_running_loop()
+        files = await process.place(task.files)
+        self._check_stopped()
+        watchdog = self._watchdog(process)
+        process.link.send(self._run_frame(process.sequence, end, files))
         self._has_units = True
-        watch = _Watch(task, end + task.first, asyncio.get_running_loop().time())
+        watch = Watch(Deadline(task, end + task.first, loop.time()), watchdog, loop.time())
         try:
             while self._position < end:
                 reply = await self._next_watched(process, watch)
@@ -168,17 +191,28 @@ class BatchRun:
                     raise self._winding_down
                 if not isinstance(reply, frames.Done):
                     return _Trouble(Outcome.DIED, "broke its protocol: it answered out of turn")
-                chunk = self._checked(process, reply, end, watch)
+                chunk = self._checked(process, reply, end, watch.deadline)
                 self._position += len(chunk.outcomes)
-                watch.reported(task.first + self._position)
+                watch.deadline.reported(task.first + self._position)
                 self._on_results(chunk)
+            if watch.looking is not None:
+                await self._look(watch, _LAST_LOOK_S)
         except _Late:
             return _Trouble(Outcome.TIMED_OUT, f"the unit ran longer than its time-out of {task.timeout_s:g} s")
         except (_Gone, MalformedError) as error:
             return _Trouble(Outcome.DIED, str(error))
+        finally:
+            await watch.end()
+        watchdog.ran(loop.time() - watch.seen)
         return None
 
-    def _run_frame(self, sequence: int, end: int) -> frames.Run:
+    def _watchdog(self, process: WorkerProcess) -> Watchdog:
+        """It stays with the process, so that many short batches are seen like a long one."""
+        if process.watchdog is None:
+            process.watchdog = Watchdog(process.folder, process.process_id, Bounds.of(self._task, self._policy))
+        return process.watchdog
+
+    def _run_frame(self, sequence: int, end: int, files: dict[bytes, str]) -> frames.Run:
         task = self._task
         whole = self._position == 0 and end == len(self._raws) and isinstance(task.inputs, bytes)
         part = self._raws[self._position : end]
@@ -190,7 +224,7 @@ class BatchRun:
             result_bytes_max=task.result_bytes_max,
             timeout_s=task.timeout_s,
             seed=task.code.seed,
-            files={blob: str(path) for blob, path in task.files.items()},
+            files=files,
             inputs=msgspec.Raw(inputs),  # type: ignore[arg-type]
         )
 
@@ -215,36 +249,54 @@ class BatchRun:
             self._check_stopped()
             process.look()
 
-    async def _next_watched(self, process: WorkerProcess, watch: _Watch) -> frames.Reply:
-        """The next reply, while the running unit keeps its deadline. Raises _Late or _Gone."""
+    async def _next_watched(self, process: WorkerProcess, watch: Watch) -> frames.Reply:
+        """The next reply, while the running unit keeps its deadline and the process its bounds. Raises _Late or _Gone."""
         loop = asyncio.get_running_loop()
         while True:
+            reply: frames.Reply | None = None
             try:
-                return await self._next(process, loop.time() + watch.look_s)
+                reply = await self._next(process, min(loop.time() + watch.deadline.look_s, watch.look_at))
             except _Late:
                 # Frames that wait go first: the unit may have ended in time.
-                if process.link.waiting:
-                    continue
-                if watch.is_late(process, loop.time()):
+                if not process.link.waiting and watch.deadline.is_late(process, loop.time()):
                     raise
+            if loop.time() >= watch.look_at:
+                await self._look(watch)
+            if reply is not None:
+                return reply
 
-    def _checked(self, process: WorkerProcess, done: frames.Done, end: int, watch: _Watch) -> BatchChunk:
+    async def _look(self, watch: Watch, patience_s: float = _LOOK_WAIT_S) -> None:
+        """Have the process looked at, or see what came of the look that is under way. Raises _Gone when it has too much of something."""
+        loop = asyncio.get_running_loop()
+        if watch.looking is None:
+            watch.began = loop.time()
+            watch.looking = loop.create_task(self._offload.run(watch.watchdog.look))
+        # Not for long: the unit has a deadline, and the run may be stopped.
+        await asyncio.wait({watch.looking}, timeout=patience_s)
+        self._check_stopped()
+        found = watch.found(loop.time())
+        if found:
+            raise _Gone(found)
+
+    def _checked(self, process: WorkerProcess, done: frames.Done, end: int, deadline: Deadline) -> BatchChunk:
         """The chunk, if it is what an honest worker could have sent. Raises MalformedError."""
         task, count = self._task, len(done.outcomes)
         if done.sequence != process.sequence or done.first != task.first + self._position:
             raise MalformedError("broke its protocol: results of other units")
         if not 0 < count <= end - self._position or count != len(done.payloads):
             raise MalformedError("broke its protocol: a wrong number of results")
-        allowed = _COMMAND_OUTCOMES if task.kind == Kind.COMMAND else _UNIT_OUTCOMES
+        allowed = _KEEPER_OUTCOMES if task.runtime in KEEPS_DEADLINE else _UNIT_OUTCOMES
         if done.outcomes.translate(None, allowed):
             raise MalformedError("broke its protocol: an outcome it cannot know")
+        if done.fuel and (task.runtime not in _COUNTS_FUEL or len(done.fuel) != FUEL_BYTES * count):
+            raise MalformedError("broke its protocol: fuel of no unit")
         if self._frame_bytes > task.result_bytes_max:  # Else none of its parts can be over the limit.
             for outcome, payload in zip(done.outcomes, done.payloads, strict=True):
                 slack = 0 if outcome == Outcome.OK and task.kind != Kind.COMMAND else _PAYLOAD_SLACK_BYTES
                 if len(payload) > task.result_bytes_max + slack:
                     raise MalformedError("broke its protocol: a result over the limit")
-        run_us = max(0, min(done.run_us, watch.wall_us(asyncio.get_running_loop().time())))
-        return BatchChunk(done.first, done.outcomes, done.payloads, run_us, self._taken_files(process, done))
+        run_us = max(0, min(done.run_us, deadline.wall_us(asyncio.get_running_loop().time())))
+        return BatchChunk(done.first, done.outcomes, done.payloads, run_us, self._taken_files(process, done), done.fuel)
 
     def _taken_files(self, process: WorkerProcess, done: frames.Done) -> list[FileOutput]:
         """Move the files that came with a frame out of the worker's folder. Raises MalformedError for what is no file."""
@@ -257,12 +309,17 @@ class BatchRun:
                 target = self._results_folder / f"{process.folder.name}-{name}"
                 os.rename(process.folder / "outbox" / name, target)
                 taken.append(FileOutput(index, BlobId(blob), size_bytes, target))
-                state = os.lstat(target)
+                state = os.lstat(target)  # Not before: what has left the worker's folders it cannot replace any more.
                 if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1 or state.st_size != size_bytes or len(blob) != DIGEST_BYTES:
                     raise MalformedError("broke its protocol: a returned file is not what it was said to be")
-        except (OSError, MalformedError) as error:
+                if size_bytes > self._policy.file_bytes_max:
+                    raise MalformedError("broke its protocol: a returned file is over the limit")
+                os.chmod(target, 0o600)  # Before it changes hands: a file of ours that runs as its owner would be a way out.
+                if state.st_uid != os.geteuid():
+                    os.chown(target, os.geteuid(), os.getegid(), follow_symlinks=False)
+        except (OSError, ValueError, MalformedError) as error:
             for file in taken:
-                _discard(file.path)
+                _give_back(file.path, process.folder)
             raise error if isinstance(error, MalformedError) else MalformedError(f"broke its protocol: {error}") from error
         return taken
 
@@ -280,6 +337,12 @@ class BatchRun:
             what = trouble.what if trouble.what != "ended" else process.exit_text()
             payload = frames.describe("Died", f"the process that ran the unit {what}", process.log.text()[-_DIED_LOG_CHARS:])
         return Verdict(trouble.outcome, msgspec.Raw(payload))
+
+    def fail_rest(self, outcome: Outcome, payload: bytes) -> None:
+        """Report all units that are left as ended in the same way: there is nothing to run them with."""
+        self._blamed.clear()
+        if self._position < len(self._raws):
+            self._report(len(self._raws) - self._position, Verdict(outcome, msgspec.Raw(payload)))
 
     def _report(self, count: int, verdict: Verdict) -> None:
         """Report ``count`` units that ended in the same way."""
@@ -307,49 +370,6 @@ class _Gone(Exception):
     """The process ended, or can no longer be talked to."""
 
 
-_UNIT_OUTCOMES = bytes((Outcome.OK, Outcome.RAISED, Outcome.TOO_LARGE, Outcome.UNENCODABLE))
-_COMMAND_OUTCOMES = _UNIT_OUTCOMES + bytes((Outcome.TIMED_OUT,))
-
-
-class _Watch:
-    """The wall deadline of the running unit.
-
-    The worker says which unit runs and since when. A claim counts only if it moves forward within the batch, and its start only if it
-    lies between two looks: a worker that lies can gain a time-out for each of its units, and no more.
-    """
-
-    def __init__(self, task: BatchTask, end: int, now: float) -> None:
-        slack_s = _COMMAND_SLACK_S if task.kind == Kind.COMMAND else 0.0
-        self._timeout_s = task.timeout_s + slack_s if task.timeout_s > 0 else 0.0
-        self._end = end
-        self._index = -1
-        self._since = now
-        self._looked = now
-        self._counted_from = now
-        self.look_s = min(self._timeout_s / 4, _LOOK_MAX_S) if self._timeout_s else 3600.0
-
-    def reported(self, next_index: int) -> None:
-        """All units before ``next_index`` have ended."""
-        self._index = max(self._index, next_index - 1)
-
-    def is_late(self, process: WorkerProcess, now: float) -> bool:
-        """Look at the running unit; ``now`` in loop time."""
-        if not self._timeout_s:
-            return False
-        index, started = process.progress()
-        if self._index < index < self._end:
-            self._index = index
-            self._since = started if self._looked <= started <= now else self._looked  # Not a number is neither.
-        self._looked = now
-        return now - self._since > self._timeout_s
-
-    def wall_us(self, now: float) -> int:
-        """Microseconds since the last call, or since the start: more than that the units cannot have taken."""
-        passed_us = int((now - self._counted_from) * 1e6)
-        self._counted_from = now
-        return passed_us
-
-
 def split_inputs(inputs: bytes | list[msgspec.Raw]) -> list[msgspec.Raw]:
     """The encoded input of each unit. Raises BadDataError for bytes that are no array."""
     if isinstance(inputs, list):
@@ -360,8 +380,9 @@ def split_inputs(inputs: bytes | list[msgspec.Raw]) -> list[msgspec.Raw]:
         raise BadDataError(f"the inputs of a batch are not an array of values: {error}") from error
 
 
-def _discard(path: Path) -> None:
+def _give_back(path: Path, folder: Path) -> None:
+    """Have a refused file removed with the folder of its process: it may be a folder itself, with whatever inside."""
     try:
-        path.unlink()
+        os.rename(path, folder / f"refused-{path.name}")
     except OSError:
         return

@@ -59,6 +59,10 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     """Makes chance repeatable: the random module is seeded for each unit from this and the unit's index."""
     path: tuple[str, ...] = ()
     """Folders with the job's packages, for ``sys.path``."""
+    program: Path | None = None
+    """``wasm``: the module; ``python``: the runner. A file that nobody changes; its bytes are what ``program_id`` names."""
+    program_id: bytes = b""
+    """BLAKE3 blob id of the program: what a compiled form is filed under."""
 
 
 class BatchTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +71,13 @@ class BatchTask(msgspec.Struct, frozen=True, kw_only=True):
     job: JobKey
     code: Code
     runtime: str = "native"
-    """``native`` or ``command``."""
+    """``native``, ``command``, ``python`` or ``wasm``."""
+    trusted: bool = False
+    """The owner's own job: it may run without a cage where none holds."""
+    fresh: bool = False
+    """``python``: a guest of its own for each unit, so that fuel can be compared."""
+    fuel_max: int = 0
+    """Fuel that one unit may burn; 0: only the time-out ends it."""
     kind: Kind = Kind.MAP
     first: int = 0
     """Index of the first unit in its job."""
@@ -103,6 +113,8 @@ class BatchChunk(msgspec.Struct, frozen=True):
     run_us: int
     """Microseconds of wall time that these units took together."""
     files: list[FileOutput] = []
+    fuel: bytes = b""
+    """What each unit burnt, 8 bytes little-endian a unit; empty where the runtime does not count."""
 
 
 OnResults = Callable[[BatchChunk], None]
@@ -117,6 +129,8 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Warm processes that wait for more work of their job; the one unused for longest is ended first."""
     idle_s: float = 120.0
     """A process idle for longer is ended."""
+    spare_s: float = 120.0
+    """How long after the last use an interpreter stands ready for the next job; 0: none does."""
     waiting_max: int = 1024
     """Batches that wait for a slot; more are refused as busy."""
     start_s: float = 60.0
@@ -132,6 +146,18 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The interpreter for workers; empty for the running one."""
     path: tuple[str, ...] = ()
     """Folders for every worker's ``sys.path``, behind the job's own."""
+    cage: str = "auto"
+    """The level of confinement: ``auto`` (the strongest that this machine can), ``namespaces``, ``landlock`` or ``bare``."""
+    memory_bytes: int = 0
+    """Private memory of a process whose job does not say; 0 for no limit."""
+    folder_bytes_max: int = GIB
+    """What the private folder of a process may hold before the process is ended."""
+    folder_entries_max: int = 10_000
+    """How many files and folders it may hold."""
+    processes_max: int = 64
+    """Processes that a command may have at one time."""
+    programs: Path | None = None
+    """Where compiled modules are kept (0700); None: beside the pool's folder."""
 
 
 class Workers(Protocol):
@@ -151,6 +177,9 @@ class Workers(Protocol):
 
     async def stop(self) -> None:
         """End everything that runs, at once. Files that units returned stay until ``close``."""
+
+    def resume(self) -> None:
+        """Take batches again after ``wind_down`` and ``stop``, both of which have returned."""
 
     async def close(self) -> None:
         """End all. Bounded in time."""

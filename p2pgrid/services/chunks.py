@@ -17,6 +17,7 @@ from p2pgrid.model.limits import MIB
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
 from p2pgrid.net.bulk import read_exactly
+from p2pgrid.net.throttle import Pay
 from p2pgrid.services.tasks import wind_up
 
 CHUNK_HEAD = struct.Struct(">II")
@@ -74,8 +75,8 @@ def groups_of(runs: Iterable[Run]) -> Iterator[Group]:
             start = stop
 
 
-async def send_chunks(stream: Stream, runs: Iterable[Run], read: Read, stall_s: float = STALL_S) -> None:
-    """Send the chunks of all runs in order, the next group being read meanwhile.
+async def send_chunks(stream: Stream, runs: Iterable[Run], read: Read, stall_s: float = STALL_S, pay: Pay | None = None) -> None:
+    """Send the chunks of all runs in order, the next group being read meanwhile. ``pay``: waits for what the owner's cap allows.
 
     Raises what ``read`` and the stream raise, and TimeoutError when one chunk takes longer than ``stall_s``.
     """
@@ -88,6 +89,8 @@ async def send_chunks(stream: Stream, runs: Iterable[Run], read: Read, stall_s: 
             numbers, group = group, next(groups, None)
             reading = asyncio.ensure_future(read(group)) if group is not None else None
             for number, data in zip(numbers, chunks, strict=True):
+                if pay is not None:
+                    await pay(len(data))
                 async with asyncio.timeout(stall_s):
                     stream.write_nowait(CHUNK_HEAD.pack(number, len(data)))
                     await stream.write(data)
@@ -97,10 +100,17 @@ async def send_chunks(stream: Stream, runs: Iterable[Run], read: Read, stall_s: 
 
 
 async def take_chunks(
-    stream: Stream, runs: Iterable[Run], write: Write, stall_s: float = STALL_S, *, group_chunks: int = GROUP_CHUNKS
+    stream: Stream,
+    runs: Iterable[Run],
+    write: Write,
+    stall_s: float = STALL_S,
+    *,
+    group_chunks: int = GROUP_CHUNKS,
+    pay: Pay | None = None,
 ) -> None:
     """Take exactly the chunks of these runs, in order, and hand them to ``write`` in groups of up to ``group_chunks``.
 
+    ``pay``: waits for what the owner's cap allows, between chunks: the sender waits with it, as its window is full.
     Raises what ``write`` and the stream raise, MalformedError for another chunk than is due, and TimeoutError when one
     takes longer than ``stall_s``.
     """
@@ -111,6 +121,8 @@ async def take_chunks(
             for due in range(first, first + count):
                 async with asyncio.timeout(stall_s):
                     group.append((due, await take_chunk(stream, due)))
+                if pay is not None:
+                    await pay(len(group[-1][1]))
                 if writing is not None and (writing.done() or len(group) >= group_chunks):
                     await writing
                     writing = None

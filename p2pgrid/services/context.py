@@ -6,12 +6,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from p2pgrid.core.admission import Policy
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.limits import Limits
 from p2pgrid.model.membership import Grid, Member
 from p2pgrid.net.api import Clock, WallClock
 from p2pgrid.net.methods import Methods
+from p2pgrid.net.throttle import Throttle
 from p2pgrid.offload import Offload
 from p2pgrid.store.blobs import BlobStore
 from p2pgrid.store.disk import Disk
@@ -44,6 +47,21 @@ class Context:
     disk: Disk
     events: list[Callable[[str, str], None]] = field(default_factory=list)
     """Listeners for what an owner may want to see: (reason code, sentence)."""
+    offered: frozenset[str] | None = None
+    """Runtimes whose cage has held; None: what the policy says counts. Only the self-test changes it."""
+    throttle: Throttle = field(init=False)
+    """The owner's caps on what goes to other nodes and comes from them."""
+
+    def __post_init__(self) -> None:
+        self.throttle = Throttle(self.policy.upload_bytes_per_s, self.policy.download_bytes_per_s, self.clock)
+
+    @property
+    def terms(self) -> Policy:
+        """The owner's policy, without runtimes whose cage has not held."""
+        if self.offered is None:
+            return self.policy
+        runtimes = tuple(runtime for runtime in self.policy.runtimes if runtime in self.offered)
+        return msgspec.structs.replace(self.policy, runtimes=runtimes)
 
     @property
     def me(self) -> NodeKey:

@@ -22,6 +22,7 @@ from p2pgrid.model.ids import BlobId, NodeKey, short
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Stream
 from p2pgrid.net.bulk import read_framed
+from p2pgrid.net.throttle import Pay
 from p2pgrid.services.chunks import RUNS_MAX, STALL_S, Group, Run, check_runs, send_chunks
 from p2pgrid.services.context import Context
 from p2pgrid.services.peers import Peers
@@ -99,6 +100,7 @@ class Copying:
         return False
 
     async def _push_once(self, outgoing: Outgoing, peer: NodeKey, terms: Terms, sent: Sent) -> bool:
+        context = self._context
         size_bytes, root = await outgoing.about()
         session = await self._peers.session(peer)
         header = BlobWrite(outgoing.blob, size_bytes, terms.expires_ms, terms.announce, terms.replicas)
@@ -112,7 +114,7 @@ class Copying:
                 raise RefusedError(want.message, reason=want.refused)
             check_runs(want.runs, chunk_count(size_bytes))
             sent.begun = True
-            held = await _send(stream, want.runs, outgoing)
+            held = await _send(stream, want.runs, outgoing, context.throttle.upload)
         finally:
             stream.reset(Reason.CLOSED)
         if not held.held:
@@ -121,9 +123,9 @@ class Copying:
         return True
 
 
-async def _send(stream: Stream, runs: Sequence[Run], outgoing: Outgoing) -> BlobHeld:
+async def _send(stream: Stream, runs: Sequence[Run], outgoing: Outgoing, pay: Pay | None) -> BlobHeld:
     """Send chunks and take the receiver's last word whenever it comes: one that found a fault reads no further."""
-    sending = asyncio.ensure_future(send_chunks(stream, runs, outgoing.read))
+    sending = asyncio.ensure_future(send_chunks(stream, runs, outgoing.read, STALL_S, pay))
     reading = asyncio.ensure_future(read_framed(stream, 4096))
     try:
         await asyncio.wait([sending, reading], return_when=asyncio.FIRST_COMPLETED)

@@ -19,7 +19,7 @@ from p2pgrid.core.checks import HOLDERS_MAX
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import OK, RAISED, Receipt, ResultFile, UnitRange
+from p2pgrid.model.work import FUEL_BYTES, OK, RAISED, Receipt, ResultFile, UnitRange
 from p2pgrid.runtimes.tasks import BatchChunk, FileOutput, Outcome
 from p2pgrid.services.context import Context
 from p2pgrid.services.outbox import Outboxes, Source
@@ -46,6 +46,8 @@ class _Gathered:
     values: list[bytes | msgspec.Raw] = field(default_factory=list)
     files: list[ResultFile] = field(default_factory=list)
     holders: set[bytes] = field(default_factory=set)
+    fuel: bytearray = field(default_factory=bytearray)
+    """As in a receipt; shorter than the outcomes while no unit of the rest burnt any."""
     cpu_us: int = 0
     size_bytes: int = 0
     due: asyncio.TimerHandle | None = None
@@ -106,7 +108,7 @@ class Delivering:
             if task is not None:
                 task.add_done_callback(lambda done: self._stored(source, size_bytes))
             return
-        self._put(source, unit_range, _answered(chunk.outcomes), list(chunk.payloads), chunk.run_us)
+        self._put(source, unit_range, _answered(chunk.outcomes), list(chunk.payloads), chunk.run_us, fuel=chunk.fuel)
 
     def add_missed(self, source: Source, unit_range: UnitRange, outcome: int, error: P2PGridError) -> None:
         """Units that could not even be started."""
@@ -128,8 +130,11 @@ class Delivering:
         values: Sequence[bytes | msgspec.Raw],
         cpu_us: int,
         digests: bytes | None = None,
+        fuel: bytes = b"",
     ) -> _Gathered:
         gathered = self._open(source)
+        if fuel:
+            gathered.fuel += bytes(FUEL_BYTES * len(gathered.outcomes) - len(gathered.fuel)) + fuel
         if digests is None:
             if outcomes.count(RAISED):
                 digests = b"".join(digest_of(outcome, bytes(value)) for outcome, value in zip(outcomes, values, strict=True))
@@ -179,7 +184,7 @@ class Delivering:
         base = len(gathered.outcomes)
         gathered.holders |= holders
         gathered.files += [file._replace(unit=base + file.unit) for file in files]
-        self._put(source, unit_range, bytes(outcomes), values, chunk.run_us, b"".join(digests))
+        self._put(source, unit_range, bytes(outcomes), values, chunk.run_us, b"".join(digests), chunk.fuel)
         self.flush(source)
 
     async def _take_file(self, source: Source, output: FileOutput, index: int, prefer: Sequence[bytes], holders: set[bytes]) -> ResultFile:
@@ -221,6 +226,7 @@ class Delivering:
             payload=blake3(payload).digest(),
             holders=tuple(sorted(gathered.holders - {self._context.me})[:HOLDERS_MAX]),
             files=tuple(gathered.files),
+            fuel=bytes(gathered.fuel).ljust(FUEL_BYTES * len(gathered.outcomes), b"\0") if gathered.fuel else b"",
         )
         receipt = seal(statement, self._context.key, self._context.grid.id)
         self.outboxes.put(source, Delivered(receipt.raw, payload))

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from p2pgrid.core.layout import FINISH
 from p2pgrid.errors import IntegrityError, TryAgainError
+from p2pgrid.model.environment import ENVIRONMENT_BYTES_MAX, Environment
+from p2pgrid.model.ids import BlobId
 from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import Receipt
 from p2pgrid.services.context import Context
 from p2pgrid.services.inputs import FILE, VALUE, array_of, blob_value, decode_batch, encode_batch
 from p2pgrid.services.results import Span, UnitValue, check_payload, spans, values_of
+from p2pgrid.wire.codec import decode
 from p2pgrid.wire.envelope import Signed
 from p2pgrid.wire.messages import Payload
 
@@ -32,10 +35,13 @@ class Deriving:
         self._storing = storing
 
     async def input_blobs(self, job: Job, get: GetBatch) -> list[bytes]:
-        """The blobs that the signed job needs: its code and the inputs of its batches."""
-        blobs: dict[bytes, None] = {}
-        if job.code_blob:
-            blobs[job.code_blob] = None
+        """The blobs that the signed job needs: its code, what that runs in and imports, and the inputs of its batches."""
+        blobs = dict.fromkeys(blob for blob in (job.code_blob, job.environment) if blob)
+        if job.environment:
+            environment = decode(await self._storing.read(BlobId(job.environment), (), ENVIRONMENT_BYTES_MAX), Environment)
+            blobs.update((wheel.blob, None) for wheel in environment.wheels)
+        if job.runtime == "python":
+            blobs[job.runner] = None  # A member that trusts the submitter needs none: for "auto" the grid's own copies do.
         for number, reference in enumerate(job.manifest):
             batch = decode_batch(await get(number), reference.units)
             inside = {blob for blob, _ in batch.files}

@@ -127,7 +127,8 @@ class Fetching:
         stream = await session.open_stream("blob.read", BlobRead(blob, *run))
         try:
             stream.finish()
-            await take_chunks(stream, [run], lambda chunks: offload.run(writer.write_chunks, chunks), STALL_S)
+            pay = self._context.throttle.download
+            await take_chunks(stream, [run], lambda chunks: offload.run(writer.write_chunks, chunks), STALL_S, pay=pay)
         except TimeoutError as error:
             raise UnreachableError(f"{short(holder)} stopped sending", reason=Reason.TIMEOUT) from error
         finally:

@@ -10,7 +10,7 @@ import msgspec
 
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import DIGEST_BYTES
-from p2pgrid.model.work import OK, DecisionEntry
+from p2pgrid.model.work import FUEL_BYTES, OK, DecisionEntry
 from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.ledjob import LedJob
@@ -148,7 +148,8 @@ class Follower:
             # An answer may stand there for a unit whose workers never agreed.
             outcomes = bytes(ledger.outcome(span.batch, span.start + index, said) for index, said in enumerate(outcomes))
         first = ledger.layout.number(span.batch, span.start)
-        return ResultSpan(first, outcomes, list[msgspec.Raw](values), tuple(blobs))
+        fuel = body.fuel[span.position * FUEL_BYTES : stop * FUEL_BYTES]
+        return ResultSpan(first, outcomes, list[msgspec.Raw](values), tuple(blobs), fuel)
 
     def _event(self, results: tuple[ResultSpan, ...], *, end: bool = False) -> FollowEvent:
         kept = self._kept

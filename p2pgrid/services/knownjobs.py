@@ -30,6 +30,8 @@ class KnownJob:
     lineage: Lineage
     """Who may lead and keep it; never empty."""
     layout: Layout
+    runtime: str = "native"
+    """What its units run in here."""
     source: str = ""
     batches: dict[int, Batch] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)

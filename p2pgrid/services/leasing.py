@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from p2pgrid.core.admission import check_job, refuse_work
+from p2pgrid.core.admission import Policy, check_job, choose_runtime, refuse_work
 from p2pgrid.core.checks import check_range
 from p2pgrid.core.columns import check_apart
 from p2pgrid.core.layout import Layout
@@ -125,15 +125,24 @@ class Leasing:
         check_job(signed.body, context.limits)
         member = self._peers.member(lead)
         submitter = Member(lead, member.roles, member.lineage, 0) if member else None
-        reason = refuse_work(signed.body, submitter, context.me, lead, context.policy, context.wall_ms())
+        reason = refuse_work(signed.body, submitter, context.me, lead, self._terms(lead), context.wall_ms(), signed.author)
         if reason is not None:
             self.refused[job + lead if reason in OF_LEAD else job] = reason
             while len(self.refused) > JOBS_MAX:
                 self.refused.pop(next(iter(self.refused)))
             raise RefusedError(f"not run here: {reason.sentence}", reason=reason)
-        known = KnownJob(signed, lineage, Layout(signed.body))
+        known = KnownJob(signed, lineage, Layout(signed.body), runtime=self._runtime(signed.body, submitter, lead))
         self._jobs.add(known)
         return known
+
+    def _runtime(self, job: Job, submitter: Member | None, lead: NodeKey) -> str:
+        """Which runtime the units get here: decided once for a job, so that all its units here run alike."""
+        chosen = choose_runtime(job, submitter, self._context.me, lead, self._terms(lead))
+        return job.runtime if isinstance(chosen, Reason) else chosen
+
+    def _terms(self, lead: bytes) -> Policy:
+        """What is offered to a lead. The owner's own jobs do not depend on what cages have shown."""
+        return self._context.policy if lead == self._context.me else self._context.terms
 
     def _take_batches(self, known: KnownJob, reply: PullReply) -> None:
         manifest = known.job.body.manifest

@@ -20,8 +20,8 @@ from p2pgrid.dht.records import RecordKind, SignedRecord
 from p2pgrid.dht.server import GridServer
 from p2pgrid.errors import MalformedError, P2PGridError, UnreachableError
 from p2pgrid.model.ids import NodeKey, dht_id_of_key, short
-from p2pgrid.model.job import Job
-from p2pgrid.model.node import NodeInfo
+from p2pgrid.model.job import AUTO, Job
+from p2pgrid.model.node import NodeInfo, Offer
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.messages import Member
 from p2pgrid.net.pool import Pool
@@ -29,7 +29,7 @@ from p2pgrid.net.rpc import Session
 from p2pgrid.services.context import Context
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.codec import decode, encode
-from p2pgrid.wire.messages import NodeStatus, StatusRequest
+from p2pgrid.wire.messages import InfoNotice, NodeStatus, StatusRequest
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -82,6 +82,7 @@ class Peers:
         """Which run of each peer was met last."""
         self._came: list[Callable[[NodeKey], None]] = []
         self.complete = True
+        context.methods.on_notify("node.info", InfoNotice, self._on_info)
         pool.on_open(self._on_open)
         pool.on_close(self._on_close)
 
@@ -98,6 +99,17 @@ class Peers:
         """Put this node's addresses and offer into the DHT; it is repeated by itself."""
         info = encode(self._own_info())
         await self._dht.publish(RecordKind.NODE, dht_id_of_key(self._context.me), info, NODE_TTL_S)
+
+    def renew(self) -> None:
+        """This node's offer has changed: tell those who are connected, and those who look."""
+        notice = InfoNotice(encode(self._own_info()))
+        for peer in self.live():
+            self.notify(NodeKey(peer), "node.info", notice)
+        self._tasks.spawn(self.publish(), "publish")
+
+    def _on_info(self, session: Session, notice: InfoNotice) -> None:
+        if session.peer != self._context.me and len(notice.info) <= INFO_BYTES_MAX:
+            self._note(session.peer, decode(notice.info, NodeInfo))
 
     async def withdraw(self) -> None:
         """Take this node's record out of the DHT: it is leaving."""
@@ -144,7 +156,12 @@ class Peers:
 
     def workers_for(self, job: Job) -> frozenset[bytes]:
         """Live nodes whose offer matches a job."""
-        return frozenset(key for key in self.with_role("work") if _matches(self.info(key), job))
+        own = self._context.policy.runtimes
+        return frozenset(
+            key
+            for key in self.with_role("work")
+            if _matches(offer := self.info(key).offer, job, own if key == self._context.me else offer.runtimes)
+        )
 
     # -- talking -------------------------------------------------------------------
 
@@ -335,8 +352,9 @@ async def _await(answer: Any) -> None:
     await answer
 
 
-def _matches(info: NodeInfo, job: Job) -> bool:
-    offer = info.offer
-    if job.runtime not in offer.runtimes or offer.cores < 1:
+def _matches(offer: Offer, job: Job, offered: tuple[str, ...]) -> bool:
+    """``offered``: the runtimes there; to itself a node offers what has not been tested, too."""
+    runtimes = ("native", "python") if job.runtime == AUTO else (job.runtime,)
+    if offer.cores < 1 or not any(runtime in offered for runtime in runtimes):
         return False
     return not job.limits.memory_bytes or job.limits.memory_bytes <= offer.memory_bytes

@@ -19,6 +19,7 @@ from p2pgrid.services.context import Context
 from p2pgrid.services.inputfiles import InputFiles
 from p2pgrid.services.inputs import FILE, VALUE, fill_in
 from p2pgrid.services.knownjobs import KnownJob
+from p2pgrid.services.provisions import Provisions
 from p2pgrid.services.storing import Storing
 
 VALUES_BYTES_MAX = 1 << 30
@@ -29,10 +30,17 @@ KINDS = {MAP: Kind.MAP, REDUCE: Kind.REDUCE}
 class Preparing:
     """Makes tasks. What it wrote for one is let go of with :meth:`release`."""
 
-    def __init__(self, context: Context, storing: Storing, inputs: Path) -> None:
-        """``inputs``: a folder for small input files; nothing in it outlives the node."""
+    def __init__(
+        self, context: Context, storing: Storing, inputs: Path, provisions: Provisions | None = None, *, own_grid: bool = False
+    ) -> None:
+        """``inputs``: a folder for small input files; nothing in it outlives the node.
+
+        ``own_grid``: all of the grid belongs to this owner, so that every job in it is the owner's own.
+        """
         self._context = context
         self._storing = storing
+        self._provisions = provisions
+        self._own_grid = own_grid
         self._inputs = InputFiles(inputs, context.offload, context.disk)
 
     async def task(self, known: KnownJob, lead: bytes, unit_range: UnitRange, held: list[Path]) -> BatchTask:
@@ -53,12 +61,15 @@ class Preparing:
             kind = known.layout.kind_of(batch)
             derived = kind == REDUCE or (kind == FINISH and not job.derive.reduce)
             inputs = [msgspec.Raw(fill_in(bytes(raw), values, derived=derived)) for raw in inputs]
-        source = await self._source(known, sources)
-        what = Kind.COMMAND if job.runtime == "command" else KINDS.get(known.layout.kind_of(batch), Kind.FINISH)
+        own = self._own_grid or known.job.author == self._context.submitter.public
+        commands = known.runtime in ("command", "wasm")
+        what = Kind.COMMAND if commands else KINDS.get(known.layout.kind_of(batch), Kind.FINISH)
         return BatchTask(
             job=JobKey(known.job.author, known.job.id),
-            code=Code(source=source, file_name=job.name, seed=job.nonce),
-            runtime=job.runtime,
+            code=await self._code(known, sources, held, own),
+            runtime=known.runtime,
+            trusted=own,
+            fresh=job.quorum > 1,
             kind=what,
             first=known.layout.number(batch, start),
             inputs=list(inputs),
@@ -70,7 +81,7 @@ class Preparing:
 
     def release(self, held: Sequence[Path]) -> None:
         """The task has ended."""
-        self._inputs.release(held)
+        self._inputs.release(held if self._provisions is None else self._provisions.release(held))
 
     async def _values(self, blobs: Sequence[bytes], sources: Sequence[bytes]) -> dict[bytes, bytes]:
         """Values that lie in blobs. A job may not fill the memory with them."""
@@ -95,8 +106,18 @@ class Preparing:
                 raise IntegrityError("an input file does not match its address", reason=Reason.CORRUPT)
         return found
 
+    async def _code(self, known: KnownJob, sources: Sequence[bytes], held: list[Path], own: bool) -> Code:
+        job, program, program_id, path = known.job.body, None, b"", tuple[str, ...]()
+        if self._provisions is not None:
+            program, program_id = await self._provisions.program(job, known.runtime, sources)
+            path = await self._provisions.packages(job, known.runtime, sources, held, own=own)
+        source = await self._source(known, sources)
+        return Code(source=source, file_name=job.name, seed=job.nonce, path=path, program=program, program_id=program_id)
+
     async def _source(self, known: KnownJob, sources: Sequence[bytes]) -> str:
         job = known.job.body
+        if known.runtime == "wasm":
+            return ""  # The blob is no text, and goes to the engine as a file.
         if not known.source and (job.code or job.code_blob):
             limit = self._context.limits.bulk_message_bytes
             content = job.code or await self._storing.read(BlobId(job.code_blob), sources, limit)

@@ -154,6 +154,6 @@ class Storing:
 
         try:
             async with self._turns.of(session.peer):
-                await send_chunks(stream, [(request.first, request.count)], read)
+                await send_chunks(stream, [(request.first, request.count)], read, pay=self._context.throttle.upload)
         except TimeoutError as error:
             raise UnreachableError(f"{short(session.peer)} does not read", reason=Reason.TIMEOUT) from error

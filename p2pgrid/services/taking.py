@@ -103,7 +103,9 @@ class Taking:
         runs = wanted_runs(await run(writer.missing))
         _write_framed(stream, BlobWant("", "", tuple(runs)))
         group_chunks = GROUP_CHUNKS if self.writes.total() <= WIDE_WRITES_MAX else 1
-        await take_chunks(stream, runs, lambda chunks: run(writer.write_chunks, chunks), group_chunks=group_chunks)
+        await take_chunks(
+            stream, runs, lambda chunks: run(writer.write_chunks, chunks), group_chunks=group_chunks, pay=self._context.throttle.download
+        )
         await run(writer.commit)
 
     def _held(self, stream: Stream, request: BlobWrite) -> None:

@@ -6,6 +6,7 @@
 4. No peer has more than a share of the places for leads, so that nobody crowds the others out.
 5. A lead that is gone ends nothing while somebody else leads or keeps its job and can be reached: the results go there.
 6. A node that leaves answers what has ended before it hands a lease back, so that no unit that ended runs again.
+7. A pause is the same, but for the end: the node goes on as a member, and may work again.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from pathlib import Path
 from p2pgrid.core import worker as core
 from p2pgrid.errors import P2PGridError, RefusedError, TryAgainError
 from p2pgrid.model.ids import DIGEST_BYTES, NodeKey, short
-from p2pgrid.model.job import Cancel
+from p2pgrid.model.job import AUTO, Cancel
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import NO_INPUT, Grant
 from p2pgrid.net.rpc import Session
 from p2pgrid.runtimes.tasks import BatchChunk, Workers
 from p2pgrid.services.context import Context
 from p2pgrid.services.delivering import Delivering
-from p2pgrid.services.knownjobs import KnownJob, KnownJobs
+from p2pgrid.services.knownjobs import JOBS_MAX, KnownJob, KnownJobs
 from p2pgrid.services.leasing import Leasing
 from p2pgrid.services.outbox import GIVE_UP_AFTER_S, Source
 from p2pgrid.services.peers import Peers
@@ -40,11 +41,23 @@ JOBS_PER_LEAD_MAX = 32
 LEASES_MAX = 4096
 LEASES_TOLD_MAX = 256
 PULL_S = 15.0
-GRACE_S = 2.0
-"""What units that run get to end when their node leaves."""
+GRACE_S = 1.0
+"""What units that run get to end when their node leaves: the machine is to be free within two seconds."""
 LAST_DELIVERY_S = 10.0
 """How long a node that leaves waits for its receipts to be taken."""
 STOP_S = 5.0
+QUIET = (Reason.JOB_OVER, Reason.SHUTDOWN, Reason.DRAINED, Reason.PAUSED)
+"""Why a task was stopped through no fault of its units: these are handed back, and not answered."""
+UNABLE = (
+    Reason.NO_CAGE,
+    Reason.NO_RUNNER,
+    Reason.NO_ENVIRONMENT,
+    Reason.PACKAGE_REFUSED,
+    Reason.NO_WHEEL,
+    Reason.BUILD_FAILED,
+    Reason.NO_PACKAGE_ROOM,
+)
+"""Why units cannot run here, though they may elsewhere: they are handed back, and the job is refused from then on."""
 LAST_WORDS_S = 1.0
 """For the answers to pulls that were under way, whose leases are handed back."""
 
@@ -55,19 +68,18 @@ class _Lease:
     left: int
     """Units whose tasks have not ended."""
     drained: bool = False
-    """Some of its units will not be answered, since this node leaves."""
+    """Some of its units will not be answered, since this node leaves or pauses."""
 
 
 class Working:
     """Pulls, runs, and hands results to :class:`Delivering`."""
 
-    def __init__(self, context: Context, peers: Peers, storing: Storing, pool: Workers, inputs: Path) -> None:
-        """``inputs``: a folder for small input files; nothing in it outlives the node."""
+    def __init__(self, context: Context, peers: Peers, storing: Storing, pool: Workers, preparing: Preparing) -> None:
         self._context = context
         self._peers = peers
         self._pool = pool
         self._tasks = Tasks("working")
-        self._preparing = Preparing(context, storing, inputs)
+        self._preparing = preparing
         self._delivering = Delivering(context, peers, storing)
         self._jobs = KnownJobs()
         self._known = self._jobs.known
@@ -98,8 +110,9 @@ class Working:
     # -- invitations and leases ------------------------------------------------------
 
     def _on_invite(self, session: Session, invite: JobInvite) -> None:
-        policy = self._context.policy
-        if policy.cores < 1 or invite.runtime not in policy.runtimes or self._leasing.refuses(invite.job, session.peer):
+        policy = self._context.policy if session.peer == self._context.me else self._context.terms
+        offered = invite.runtime in policy.runtimes or invite.runtime == AUTO
+        if policy.cores < 1 or not offered or self._leasing.refuses(invite.job, session.peer):
             return
         if invite.expires_ms < self._context.wall_ms() or self._delivering.outboxes.congested or len(invite.job) != DIGEST_BYTES:
             return
@@ -170,7 +183,7 @@ class Working:
         if any(unit_range.batch not in known.batches for unit_range in grant.body.ranges):
             raise RefusedError("a lease of units that are not there", reason=Reason.BAD_GRANT)
         if pull.source not in self.worker.sources:
-            if self.worker.draining:
+            if self.worker.closed:
                 self._tasks.spawn(self._hand_back(source), "hand back")
             return None
         self._reserve(source, grant)
@@ -213,16 +226,37 @@ class Working:
             self._note_in_pool()
             await self._pool.run(task, on_chunk)
         except P2PGridError as error:
-            if error.reason not in (Reason.JOB_OVER, Reason.SHUTDOWN, Reason.DRAINED) and done < run.range.units:
+            if error.reason in UNABLE and known.job.author != self._context.submitter.public:
+                self._give_up(run, error)
+            elif error.reason not in QUIET and done < run.range.units:
                 left = run.range._replace(start=run.range.start + done, units=run.range.units - done)
                 self._delivering.add_missed(source, left, NO_INPUT, error)
                 done = run.range.units
-            self._context.tell(error.reason, f"job {short(job)}: {error}")
+            if not self.worker.paused or error.reason not in QUIET:
+                self._context.tell(error.reason, f"job {short(job)}: {error}")
         finally:
             self._preparing.release(files)
             self._jobs.release(known, run.range.batch, run.range.units)
             self._end_part(source, run.range.units, answered=done >= run.range.units)
             self._handle(core.TaskEnded(run.source))
+
+    def _give_up(self, run: core.Run, error: P2PGridError) -> None:
+        """This node cannot run the units of a job: somebody else may."""
+        job, _ = run.source
+        self._refused[job] = next(reason for reason in UNABLE if reason == error.reason)
+        while len(self._refused) > JOBS_MAX:
+            self._refused.pop(next(iter(self._refused)))
+        self._mark_drained(run.grant)
+        for key, source in [(key, source) for key, source in self.worker.sources.items() if key[0] == job]:
+            for grant, unit_range in list(source.queue):
+                self._mark_drained(grant)
+                self._take_back(core.Return(key, grant, unit_range))
+            self._handle(core.SourceGone(key))
+
+    def _mark_drained(self, grant: bytes) -> None:
+        lease = self._owed.get(grant)
+        if lease is not None:
+            lease.drained = True
 
     def _note_in_pool(self) -> None:
         task = asyncio.current_task()
@@ -233,7 +267,7 @@ class Working:
         """One signature for a lease where its tasks are short: only the last of them sends at once what was gathered."""
         lease = self._owed.get(source.grant)
         if lease is not None:
-            lease.drained |= self.worker.draining and not answered
+            lease.drained |= self.worker.closed and not answered
             lease.left -= units
             if lease.left > 0:
                 return
@@ -337,6 +371,12 @@ class Working:
         """
         self._deliver_s = deliver_s
         self._handle(core.Drain())
+        await self._stop_units(grace_s)
+        await self._delivering.finished(deliver_s)
+        await self._tasks.idle(LAST_WORDS_S)
+
+    async def _stop_units(self, grace_s: float) -> None:
+        """Start no further unit; those that run may end, and after the grace their processes are ended."""
         self._pool.wind_down()
         await asyncio.sleep(0)  # A task that is cancelled before its first step tidies nothing up.
         for task, in_pool in list(self._runs.items()):
@@ -345,8 +385,32 @@ class Working:
         await _ended(list(self._runs), grace_s)
         await self._pool.stop()
         await _ended(list(self._runs), STOP_S)
-        await self._delivering.finished(deliver_s)
-        await self._tasks.idle(LAST_WORDS_S)
+
+    def think_again(self) -> None:
+        """What this node offers has changed: jobs that were refused may be asked for again."""
+        self._refused.clear()
+
+    # -- pausing ------------------------------------------------------------------------
+
+    async def pause(self, grace_s: float = 1.0) -> None:
+        """Give the processors back: no unit runs when this returns, and none starts before :meth:`resume`.
+
+        As :meth:`drain`, but receipts are delivered and leases handed back while the node goes on. Units that were stopped
+        count as not begun. One call at a time, also with the two below.
+        """
+        self._handle(core.Pause())
+        await self._stop_units(grace_s)
+
+    def finish(self) -> None:
+        """Take nothing new; what is leased is run to its end, which ``worker.idle`` tells."""
+        self._handle(core.Finish())
+
+    def resume(self) -> None:
+        """Take work again, unless the node leaves."""
+        if not self.worker.draining:
+            if self.worker.paused:
+                self._pool.resume()
+            self._handle(core.Resume())
 
     def _take_back(self, effect: core.Return) -> None:
         """Units that were leased and will not start."""
@@ -359,12 +423,13 @@ class Working:
 
     async def _hand_back(self, source: Source) -> None:
         """Tell who leased them, and who leads by now, that units of a lease were not answered and will not be."""
+        reason = Reason.DRAINED if self.worker.draining else Reason.PAUSED
         await self._delivering.settled(source.grant, self._deliver_s)
         known = source.known
         leads = [source.lead, *known.leads_and_keepers[:1], *[lead for job, lead in self.worker.sources if job == known.job.id]]
         for lead in dict.fromkeys(leads):
             if self._peers.is_live(lead):
-                self._peers.notify(NodeKey(lead), "job.returned", LeasesReturned(known.job.id, (source.grant,), Reason.DRAINED))
+                self._peers.notify(NodeKey(lead), "job.returned", LeasesReturned(known.job.id, (source.grant,), reason))
 
 
 async def _ended(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:

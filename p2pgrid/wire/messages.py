@@ -18,6 +18,19 @@ class Ok(Message, frozen=True):
     """Done; nothing to say."""
 
 
+class InfoNotice(Message, frozen=True):
+    """``node.info``, one-way: the sender's offer has changed."""
+
+    info: bytes
+    """The encoded NodeInfo, as in a hello."""
+
+
+class CharterNotice(Message, frozen=True):
+    """``grid.charter``, one-way: the sender has learnt of a newer charter of the grid."""
+
+    charter: bytes
+
+
 # -- jobs: lead and worker ---------------------------------------------------
 
 
@@ -278,3 +291,6 @@ class NodeStatus(Message, frozen=True):
     uptime_s: float
     load: float
     jobs_kept: int
+    paused: str = ""
+    """Why it takes no work now: a reason code; empty while it does."""
+    paused_since_ms: int = 0

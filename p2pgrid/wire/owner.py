@@ -31,6 +31,18 @@ class OwnStatus(Message, frozen=True):
     expires_ms: int
 
 
+class RunnerRequest(Message, frozen=True):
+    """Of ``own.runner``. ``have``: answer when the runner is on this node, or refuse; else say at once what is named."""
+
+    have: bool = True
+
+
+class RunnerReply(Message, frozen=True):
+    """Answer of ``own.runner``: the grid's Python runner; empty when none is named and nobody asked for more."""
+
+    runner: bytes
+
+
 class PeersRequest(Message, frozen=True):
     """``own.peers``. ``refresh``: look for nodes first."""
 
@@ -131,6 +143,8 @@ class ResultSpan(Message, frozen=True):
     outcomes: bytes
     values: list[msgspec.Raw]
     blobs: tuple[tuple[int, bytes, tuple[bytes, ...]], ...] = ()
+    fuel: bytes = b""
+    """As in the receipt: 8 bytes little-endian a unit, or empty."""
 
 
 class FollowEvent(Message, frozen=True):
@@ -297,6 +311,52 @@ class WhyBlob(Message, frozen=True):
     copies_for_target: int = 0
     """As many as ``--replicas auto`` would make now."""
     wall_ms: int = 0
+
+
+class PauseRequest(Message, frozen=True):
+    """``own.pause``: answered with OwnPause when no unit runs any more. ``seconds``: for how long; 0: until ``own.resume``."""
+
+    seconds: float = 0.0
+
+
+class OwnPause(Message, frozen=True):
+    """Answer of ``own.pause``, ``own.resume`` and ``own.finish``: whether this node works for others, and if not, why."""
+
+    state: str
+    """``running``, ``paused`` or ``finishing``."""
+    reason: str = ""
+    sentence: str = ""
+    since_ms: int = 0
+    until_ms: int = 0
+    """When it ends by itself; 0: that is not known."""
+    ends: str = ""
+    """What ends it, for people."""
+    wall_ms: int = 0
+
+
+class RuntimeLine(Message, frozen=True):
+    """A runtime, and whether this node offers it to others."""
+
+    runtime: str
+    offered: bool
+    level: str = ""
+    """How its units are confined."""
+    sentence: str = ""
+    """Why not."""
+
+
+class WhyMe(Message, frozen=True):
+    """Answer of ``own.me``: what this node does for others now, and why not more."""
+
+    pause: OwnPause
+    running: int
+    queued: int
+    cores: int
+    submitter: bytes
+    """The key that signs the jobs of this home, as others would list it."""
+    runtimes: tuple[RuntimeLine, ...] = ()
+    terms: tuple[tuple[str, str], ...] = ()
+    """The owner's terms that differ from the default: (name, what it is set to)."""
 
 
 class CancelReply(Message, frozen=True):

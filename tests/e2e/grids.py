@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ PROGRAM = (sys.executable, "-P", "-m", "p2pgrid_cli")
 COMMAND_S = 40.0
 START_S = 20.0
 LOOK_S = 0.03
+CACHES = Path(tempfile.gettempdir()) / f"p2pgrid-tests-{os.getuid()}"
+"""Compiled modules and reports of self-tests: ten seconds of work that every node of every test can share."""
 SLEEPERS = Path(__file__).parent / "jobs" / "sleepers.py"
 
 
@@ -32,6 +35,7 @@ def environment() -> dict[str, str]:
     """The packages under test, no settings of whoever runs the tests, and a terminal of no particular width."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("P2PGRID", "COLUMNS", "COVERAGE"))}
     packages = {Path(package.__file__ or "").parents[1] for package in (p2pgrid, p2pgrid_cli)}
+    kept.setdefault("XDG_CACHE_HOME", str(CACHES))
     return {**kept, "PYTHONPATH": os.pathsep.join(map(str, sorted(packages)))}
 
 

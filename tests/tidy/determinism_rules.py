@@ -31,6 +31,10 @@ _AMBIENT = tuple((re.compile(f"(?:{pattern})$"), instead) for pattern, instead i
 
 ALLOWED: dict[str, str] = {
     "p2pgrid/runtimes/worker": "runs in a process of its own, where units measure real time",
+    "p2pgrid/runtimes/sandbox": "runs in a process of its own, too: it builds the cage around that",
+    "p2pgrid/runtimes/runner/guest": "runs inside the Python runner, whose clock and chance it makes",
+    "p2pgrid/runtimes/selftest/attacks": "is what strangers' code would do",
+    "p2pgrid/sensors.py": "reads the machine; the simulator has a quiet one",
     "p2pgrid/offload.py": "is the port through which everything else reaches threads",
     "p2pgrid/store/ledger_writer.py": "owns the thread behind LedgerPort; the simulator has its own writer",
     "p2pgrid/testing/batches/batch.py": "starts a process for each simulation and measures its real seconds",

@@ -179,7 +179,9 @@ def test_json_documents_have_the_keys_on_their_page() -> None:
     assert json_keys("`blobs --json`", "newest first") == list(blob_document(line))
     why = list(why_blob_document(WhyBlob(line, "held")))
     assert json_keys("`why --json`", "Of a blob") == [key for key in why if key not in blob_document(line)]
-    assert json_keys("`run --json`", "`results --json`") == list(document(JobId(StatementId(job.job)), Outcome(job), Shown(gather=True)))
+    assert json_keys("`run --json`", "`results --json`") == list(
+        document(JobId(StatementId(job.job)), Outcome(job, fuel={0: 1}), Shown(gather=True))
+    )
 
 
 def test_the_architecture_page_names_every_module() -> None:

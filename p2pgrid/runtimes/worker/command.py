@@ -1,8 +1,8 @@
 """Running commands: each unit starts one program in a fresh folder, captures what it prints, and ends all it started.
 
 No shell is involved. Each command has its own process group; this process adopts whatever a command leaves behind, and ends it before
-the unit is reported. The wall deadline is kept here, because only this process sees the whole tree; the
-node watches this process in turn. The limits of this process are inherited by the commands.
+the unit is reported. The wall deadline is kept here, so that the commands that follow find their runner; the node keeps the same
+deadline some time later, and counts what memory and how many processes there are. Limits and cage are inherited by the commands.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import msgspec
 from ...errors import BadDataError, MalformedError
 from ...model.values import FileRef, ValueDecoder
 from . import frames
+from .descendants import Descendants
 from .files import CHUNK_BYTES, Folders, empty_folder
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ _DRAIN_S = 1.0
 """How long to wait for the end of the output once everything that could write it was ended."""
 _TICK_S = 0.02
 """How often to look for the command's end where the kernel has no better way to tell."""
-_SWEEPS_MAX = 100
+_descendants: Descendants | None = None
+
+
+def prepare() -> None:
+    """Called before the process is confined."""
+    global _descendants  # noqa: PLW0603 (one runner in a process)
+    _descendants = Descendants()
 
 
 class CommandInput(msgspec.Struct, array_like=True, frozen=True):
@@ -53,6 +60,10 @@ class CommandRunner:
         self._progress = progress
         self._channel = channel
         self._decoder = ValueDecoder()
+        self._descendants = _descendants or Descendants()
+        self._descendants.enter(load.cage)
+        # Inside of a cage there is no other place to write to.
+        self._environment = {**os.environ, "HOME": self._scratch, "TMPDIR": self._scratch}
         signal.signal(signal.SIGTERM, self._on_terminate)
 
     def run(self, run: frames.Run) -> None:
@@ -79,7 +90,7 @@ class CommandRunner:
         except OSError as error:
             return frames.RAISED, frames.describe("OSError", f"the command could not be prepared: {error}")
         finally:
-            _end_descendants()
+            self._descendants.end()
             empty_folder(self._scratch)
 
     def _parse(self, raw: msgspec.Raw) -> CommandInput:
@@ -109,6 +120,7 @@ class CommandRunner:
             process = subprocess.Popen(
                 wanted.argv,
                 cwd=self._scratch,
+                env=self._environment,
                 stdin=subprocess.DEVNULL if wanted.stdin is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -120,7 +132,7 @@ class CommandRunner:
         except (OSError, ValueError) as error:
             return frames.RAISED, frames.describe(type(error).__name__, f"the command {wanted.argv[0]!r} could not be started: {error}")
         deadline = time.monotonic() + run.timeout_s if run.timeout_s > 0 else float("inf")
-        conversation = _Conversation(process, wanted.stdin or b"", run.result_bytes_max, deadline)
+        conversation = _Conversation(process, wanted.stdin or b"", run.result_bytes_max, deadline, self._descendants)
         try:
             verdict = conversation.run()
         finally:
@@ -130,15 +142,18 @@ class CommandRunner:
         return _result(process.returncode, bytes(conversation.output), bytes(conversation.errors))
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> NoReturn:
-        _end_descendants()
+        self._descendants.end()
         os._exit(0)
 
 
 class _Conversation:
     """The pipes of one running command."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, output_bytes_max: int, deadline: float) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], stdin: bytes, output_bytes_max: int, deadline: float, descendants: Descendants
+    ) -> None:
         self._process = process
+        self._descendants = descendants
         self._stdin = memoryview(stdin)
         self._output_bytes_max = output_bytes_max
         self._deadline = deadline
@@ -155,6 +170,7 @@ class _Conversation:
                 self._open.add(pipe.fileno())
         if self._exit_number >= 0:
             self._poll.register(self._exit_number, select.POLLIN)
+        self._poll.register(descendants.ended, select.POLLIN)
         self._input_number = process.stdin.fileno() if process.stdin else -1
         self._output_number = process.stdout.fileno() if process.stdout else -1
 
@@ -170,7 +186,7 @@ class _Conversation:
                 return self._too_large()
         _end_group(self._process.pid)  # Before it is reaped: until then nobody else can get this number.
         self._process.wait()
-        _end_descendants()
+        self._descendants.end()
         drained_by = time.monotonic() + _DRAIN_S
         while self._open - {self._input_number} and time.monotonic() < drained_by:
             self._step(_TICK_S)
@@ -202,6 +218,8 @@ class _Conversation:
         for number, _ in self._poll.poll(max(1, int(wait_s * 1000))):
             if number == self._exit_number:
                 exited = True
+            elif number == self._descendants.ended:
+                self._descendants.reap(self._process.pid)
             elif number == self._input_number:
                 self._feed()
             else:
@@ -256,11 +274,11 @@ def _copy(source: str, target: str) -> None:
     """A private read-only copy. Not a hard link: the command could write through it into the node's store."""
     reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # The mode is given at once: a cage may forbid to change it later. What is open for writing stays so.
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:
             while os.sendfile(writer, reader, None, 8 * CHUNK_BYTES) if sys.platform == "linux" else _copy_part(writer, reader):
                 continue
-            os.fchmod(writer, 0o444)
         finally:
             os.close(writer)
     finally:
@@ -284,7 +302,10 @@ def _open_exit_event(process_id: int) -> int:
 
 def _has_exited(process_id: int) -> bool:
     """Whether a child has ended, without reaping it."""
-    return os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def _end_group(group: int) -> None:
@@ -292,25 +313,3 @@ def _end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
     except OSError:
         return
-
-
-def _end_descendants() -> None:
-    """Kill and reap all children of this process, and those they leave to it, until none is left or none can be found."""
-    for _ in range(_SWEEPS_MAX):
-        children = _children()
-        if not children:
-            return
-        for child in children:
-            try:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-            except OSError:
-                continue
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as listing:
-            return [int(word) for word in listing.read().split()]
-    except OSError:
-        return []

@@ -6,9 +6,13 @@ hashed here and moved to the outbox, out of reach of the cleaning; the node chec
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import stat
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,6 +22,8 @@ from ...model.values import FILE_NAME_CHARS_MAX, FileRef, is_plain_name
 
 CHUNK_BYTES = 1 << 20
 _ROOT_CONTEXT = "p2pgrid/1/blob-root"
+_LAYERS_MAX = 100_000
+"""Folders inside of each other that are cleared away; the depth of a tree costs its maker as much."""
 _COARSE_CLOCK_S = 0.02
 """Folders stamp their changes with a clock that may stand still this long."""
 
@@ -149,19 +155,141 @@ def _read_exactly(number: int, size_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+def leave_modes_alone(scratch: str) -> None:
+    """Have ``os.chmod`` and ``os.utime`` leave the unit's own files as they are where the cage forbids it: copying and unpacking go on.
+
+    A cage that cannot tell the unit's files from the owner's forbids it for all of them.
+    """
+    for name in ("chmod", "utime"):
+        setattr(os, name, _forgiving(getattr(os, name), scratch))
+
+
+def _forgiving(change: Callable[..., None], scratch: str) -> Callable[..., None]:
+    def attempt(path: Any, *arguments: Any, **options: Any) -> None:
+        try:
+            change(path, *arguments, **options)
+        except PermissionError as error:
+            own = not isinstance(path, int) and os.path.realpath(os.fsdecode(path)).startswith(scratch + os.sep)
+            if error.errno != errno.EPERM or not own:
+                raise
+
+    functools.update_wrapper(attempt, change)
+    for calls in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+        if change in calls:
+            calls.add(attempt)
+    return attempt
+
+
 def empty_folder(path: str) -> None:
-    """Remove everything inside, links not followed. What cannot be removed stays."""
+    """Remove everything inside, links not followed, however deep it goes. What cannot be removed stays."""
     try:
-        os.chmod(path, 0o700)
-        entries = list(os.scandir(path))
+        top = _open_folder(path, None)
     except OSError:
         return
-    for entry in entries:
+    try:
+        for _ in range(_LAYERS_MAX):
+            if not _flatten(top):
+                return
+    finally:
+        os.close(top)
+
+
+def _flatten(top: int) -> bool:
+    """Remove all that is directly in an open folder; what lies in its folders moves up. Whether something did.
+
+    So no path grows long and no recursion deep, and two open files suffice.
+    """
+    moved = False
+    for name in _names(top):
         try:
-            if entry.is_dir(follow_symlinks=False):
-                empty_folder(entry.path)
-                os.rmdir(entry.path)
-            else:
-                os.unlink(entry.path)
+            os.unlink(name, dir_fd=top)
+            continue
+        except OSError:
+            pass  # A folder, most likely.
+        try:
+            os.rmdir(name, dir_fd=top)
+            continue
+        except OSError:
+            pass  # It holds something.
+        try:
+            inner = _open_folder(name, top)
         except OSError:
             continue
+        try:
+            moved = _move_up(inner, top) or moved
+        finally:
+            os.close(inner)
+        try:
+            os.rmdir(name, dir_fd=top)
+        except OSError:
+            continue
+    return moved
+
+
+def _move_up(inner: int, top: int) -> bool:
+    """Empty a folder into the one above it; files are removed on the way. Whether something was moved."""
+    moved = False
+    for position, name in enumerate(_names(inner)):
+        try:
+            os.unlink(name, dir_fd=inner)
+            continue
+        except OSError:
+            pass
+        try:
+            os.rename(name, f".up-{os.fstat(inner).st_ino}-{position}", src_dir_fd=inner, dst_dir_fd=top)
+            moved = True
+        except OSError:
+            # Without the right to write into it, it cannot be moved: its entry for the folder above would change.
+            moved = _made_ours(name, inner) or moved
+    return moved
+
+
+def _made_ours(name: str, folder: int) -> bool:
+    """Take the right to change a folder inside an open one. Whether that changed anything."""
+    try:
+        state = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISDIR(state.st_mode) or stat.S_IMODE(state.st_mode) & stat.S_IRWXU == stat.S_IRWXU:
+            return False
+        os.close(_open_folder(name, folder))
+    except OSError:
+        return False
+    return True
+
+
+def _open_folder(name: str, above: int | None) -> int:
+    """A folder that can be read and changed, by its name alone; never through a link. Raises OSError."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        number = os.open(name, flags, dir_fd=above)
+    except PermissionError:
+        # Its owner may have taken the right to look into it.
+        _take_rights(name, above)
+        number = os.open(name, flags, dir_fd=above)
+    if stat.S_IMODE(os.fstat(number).st_mode) & stat.S_IRWXU != stat.S_IRWXU:
+        try:
+            os.fchmod(number, 0o700)
+        except OSError:
+            return number  # A cage may not; then nobody in it took the right away either.
+    return number
+
+
+def _take_rights(name: str, above: int | None) -> None:
+    """Make a folder readable for its owner. Raises OSError for what is no folder: a link must not lead the change elsewhere."""
+    if sys.platform == "linux" and os.path.isdir("/proc/self/fd"):
+        number = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            os.chmod(f"/proc/self/fd/{number}", 0o700)
+        finally:
+            os.close(number)
+        return
+    # In a cage, where all that could be reached this way is the cage's own; or on a system without cages.
+    if not stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+        raise NotADirectoryError(name)
+    os.chmod(name, 0o700, dir_fd=above)
+
+
+def _names(folder: int) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -44,6 +44,23 @@ OK, RAISED, TIMED_OUT, DIED, TOO_LARGE, UNENCODABLE = range(6)
 MAP, REDUCE, FINISH, COMMAND = range(4)
 
 
+class Cage(msgspec.Struct, array_like=True, frozen=True):
+    """How a process confines itself: decided by the node, carried out by the process before any foreign code is there."""
+
+    level: str = "bare"
+    """``namespaces``, ``landlock`` (Landlock and seccomp without namespaces), or ``bare`` (limits only: the owner's own code)."""
+    kind: str = "function"
+    """``function`` (no child processes), ``command`` (fork and exec allowed), or ``engine`` (hosts or compiles WebAssembly)."""
+    uid: int = 0
+    """The user and group to become; 0: stay who it is. Only a node that runs as root can have it changed."""
+    read: list[str] = []
+    """Folders and files that may be read and executed besides the private folder."""
+    folder_bytes_max: int = 0
+    """What the private folder may hold; the node watches it."""
+    processes_max: int = 64
+    """Processes and threads that a command may have at one time; held by the kernel where it can count them, by the node everywhere."""
+
+
 class Load(msgspec.Struct, array_like=True, tag=1, frozen=True):
     """The first frame: what the process may use, and the code it serves."""
 
@@ -59,6 +76,14 @@ class Load(msgspec.Struct, array_like=True, tag=1, frozen=True):
     entry: str
     path: list[str] = []
     """The job's folders for ``sys.path``, right behind the standard library."""
+    cage: Cage = Cage()
+    """How the process confines itself before the code is there."""
+    program: str = ""
+    """``wasm`` and ``python``: the compiled module, a file in the private folder."""
+    fresh: bool = False
+    """``python``: every unit gets a guest of its own, so that its result and its fuel depend on nothing but the unit."""
+    fuel_max: int = 0
+    """Fuel that one unit may burn; 0: only the time-out ends it."""
 
 
 class Run(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -98,6 +123,8 @@ class Done(msgspec.Struct, array_like=True, tag=5, frozen=True):
     run_us: int
     files: list[tuple[int, bytes, int, str]] = []
     """(unit index, blob id, size in bytes, name in the outbox)."""
+    fuel: bytes = b""
+    """What each unit burnt: 8 bytes little-endian a unit; empty where the runtime does not count."""
 
 
 class Stopped(msgspec.Struct, array_like=True, tag=6, frozen=True):

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 import signal
 import sys
+from collections.abc import Callable
 from io import BufferedReader
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
-from ..sandbox import rlimits
+from ..sandbox import cage
 from . import frames
-from .files import Folders
+from .files import Folders, leave_modes_alone
 
 MODULE_NAME = "p2pgrid_job"
 """The ``__name__`` the job's code runs under, so that ``if __name__ == "__main__"`` stays off."""
+
+_GUEST_BYTES = 1 << 30
+"""What a guest may have whose job does not say."""
+_ENGINE_BYTES = 448 << 20
+"""Interpreter, engine, compiled code, and results on their way out, which lie in memory several times."""
+_RUNNERS = {
+    "command": ("command", "CommandRunner"),
+    "wasm": ("wasm", "WasmRunner"),
+    "python": ("guest", "GuestRunner"),
+    "compile": ("compiling", "CompileRunner"),
+}
 
 
 class Channel:
@@ -56,43 +69,80 @@ def serve(channel_number: int, progress_number: int, parent_id: int, library: in
     channel = Channel(channel_number)
     progress = mmap.mmap(progress_number, frames.SHARED_BYTES)
     os.close(progress_number)
-    # All that is slow comes before the process is confined and before the code of the job is there.
+    # All that is slow comes before the process is confined and before the code of the job is there: most of it while it waits for its load.
     import ctypes  # noqa: F401 - confining needs it
 
-    from .units import UnitRunner
+    from .units import UnitRunner  # noqa: F401 - most jobs need it
 
     loads, decoder = msgspec.msgpack.Decoder(frames.Load), msgspec.msgpack.Decoder(frames.Run)
     load = loads.decode(channel.read())
+    make_runner = _runner_for(load.runtime)
+    _confine(load, parent_id)
+    # Not before: a folder that was open could be a way out of the cage.
     folders = Folders(load.folder, load.file_bytes_max)
-    _confine(load, parent_id, folders)
+    folders.enter()
     sys.path[library:library] = load.path  # The job's packages win over those the node happens to have.
-    if load.runtime == "command":
-        from .command import CommandRunner
-
-        runner: Any = CommandRunner(load, folders, progress, channel)
-    else:
-        module = _load_job(load, channel)
-        runner = UnitRunner(load, module, folders, progress, channel)
+    runner = make_runner(load, folders, progress, channel)
     channel.write(frames.Ready())
     while True:
         runner.run(decoder.decode(channel.read()))
         _flush_output()
 
 
-def _confine(load: frames.Load, parent_id: int, folders: Folders) -> None:
+def _runner_for(runtime: str) -> Callable[[frames.Load, Folders, mmap.mmap, Channel], Any]:
+    """What makes the runner once the process is confined; all it needs is imported and opened here."""
+    if runtime == "native":
+        return _native_runner
+    module_name, class_name = _RUNNERS[runtime]
+    module = importlib.import_module(f".{module_name}", __package__)
+    prepare: Callable[[], None] | None = getattr(module, "prepare", None)
+    if prepare is not None:
+        prepare()
+    runner_class = getattr(module, class_name)
+
+    def make(load: frames.Load, folders: Folders, progress: mmap.mmap, channel: Channel) -> Any:
+        try:
+            return runner_class(load, folders, progress, channel)
+        except Exception as error:
+            # The engines say what is wrong with the code in a payload of their own; anything else is told as it is.
+            payload = getattr(error, "payload", None)
+            _load_failed(channel, error, payload if isinstance(payload, bytes) else None)
+
+    return make
+
+
+def _native_runner(load: frames.Load, folders: Folders, progress: mmap.mmap, channel: Channel) -> Any:
+    from .units import UnitRunner
+
+    if load.cage.level == "landlock" and not load.cage.uid:
+        leave_modes_alone(folders.scratch)
+    return UnitRunner(load, _load_job(load, channel), folders, progress, channel)
+
+
+def _confine(load: frames.Load, parent_id: int) -> None:
     """Everything that must hold before the job's first line runs."""
-    command = load.runtime == "command"
-    if command:
-        # The runner must end its commands before it ends itself, so it is asked, not killed.
-        rlimits.adopt_orphans()
-    if not rlimits.die_with_parent(parent_id, by=signal.SIGTERM if command else signal.SIGKILL):
-        os._exit(0)
-    rlimits.lower_priority(load.nice)
-    rlimits.limit_resources(file_bytes_max=load.file_bytes_max, open_files_max=load.open_files_max, memory_bytes=load.memory_bytes)
-    rlimits.forbid_new_privileges()
+    plan = cage.Plan(
+        level=load.cage.level,
+        kind=load.cage.kind,
+        user=load.cage.uid,
+        read=load.cage.read,
+        folder=load.folder,
+        file_bytes_max=load.file_bytes_max,
+        open_files_max=load.open_files_max,
+        memory_bytes=_private_bytes(load),
+        nice=load.nice,
+        processes_max=load.cage.processes_max,
+    )
+    cage.confine(plan, parent_id)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Writing past the limit is an OSError the unit can report.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which then ends its workers in order.
-    folders.enter()
+
+
+def _private_bytes(load: frames.Load) -> int:
+    """What the whole process may have; 0 for no limit. An engine holds its guest to the byte itself, and needs room of its own."""
+    if load.runtime not in ("wasm", "python"):
+        return load.memory_bytes
+    return (load.memory_bytes or _GUEST_BYTES) + _ENGINE_BYTES
 
 
 def _load_job(load: frames.Load, channel: Channel) -> ModuleType:
@@ -104,11 +154,15 @@ def _load_job(load: frames.Load, channel: Channel) -> ModuleType:
     try:
         return load_module(load.source, load.file_name, load.entry)
     except BaseException as error:
-        from .failures import describe_exception
+        _load_failed(channel, error, None)
 
-        channel.write([4, msgspec.Raw(describe_exception(error, skip_frames=2))])
-        _flush_output()
-        os._exit(0)
+
+def _load_failed(channel: Channel, error: BaseException, payload: bytes | None) -> NoReturn:
+    from .failures import describe_exception
+
+    channel.write([4, msgspec.Raw(payload if payload is not None else describe_exception(error, skip_frames=2))])
+    _flush_output()
+    os._exit(0)
 
 
 def load_module(source: str, file_name: str, entry: str, program: CodeType | None = None) -> ModuleType:

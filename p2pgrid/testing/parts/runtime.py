@@ -101,6 +101,10 @@ class SimulatedWorkers:
             run.stop(why)
         await self._ended(self._runs)
 
+    def resume(self) -> None:
+        """As :meth:`p2pgrid.runtimes.pool.WorkerPool.resume`."""
+        self._open = True
+
     async def close(self) -> None:
         """As :meth:`stop`; the folders go too."""
         await self.stop()

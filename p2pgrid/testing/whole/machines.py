@@ -7,6 +7,7 @@ real machine (:mod:`p2pgrid.machine`), and cannot tell.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import parse_invite
+from p2pgrid.core.pausing import Asked, Presence
 from p2pgrid.errors import P2PGridError, TryAgainError
 from p2pgrid.model.ids import JobId
 from p2pgrid.model.limits import Limits
@@ -21,6 +23,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Transport
 from p2pgrid.node import LEAVE_S, Node, NodeConfig, Ports
 from p2pgrid.offload import InlineOffload, Offload
+from p2pgrid.runtimes.selftest.report import RuntimeReport
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, PoolPolicy, Workers
 from p2pgrid.services import membership as memberships
 from p2pgrid.store.home import Home
@@ -181,8 +184,26 @@ class SimulatedMachine:
         )
         return self._workers
 
+    def runner(self) -> Path | None:
+        return None  # Simulated units run in this interpreter.
+
+    def reachable(self, folder: Path) -> Path:
+        return folder
+
+    def caches(self) -> Path:
+        return Path("caches")  # Nothing that is simulated makes any.
+
+    async def selftest(
+        self, policy: PoolPolicy, offload: Offload, runtimes: Sequence[str], runner: Path | None
+    ) -> tuple[RuntimeReport, ...]:
+        return ()  # There are no cages to attack.
+
     def load(self) -> float:
         return 0.0
+
+    def presence(self, asked: Asked) -> Presence:
+        """A machine that nobody else uses, without a battery, at noon."""
+        return Presence(idle_s=math.inf, on_battery=None, others_share=0.0, minute=720)
 
     def _on_start(self, task: BatchTask) -> None:
         for onlooker in self.onlookers:

@@ -30,7 +30,8 @@ from p2pgrid_cli.common import size_text
 from p2pgrid_cli.exits import code_of
 from p2pgrid_cli.main import app
 from p2pgrid_cli.results import note_files, plain, print_value
-from p2pgrid_cli.settings import Settings, parse_listen
+from p2pgrid_cli.settings import Settings
+from p2pgrid_cli.terms import parse_listen
 
 PACKAGE = Path(p2pgrid_cli.__file__ or "").parent
 HEAVY = ("asyncio", "blake3", "cryptography", "kademlia", "msgspec", "rich", "sqlite3", "ssl", "uvloop")

@@ -144,6 +144,15 @@ def test_work_is_refused_with_its_reason() -> None:
     assert why(submitter=None, lead=A, policy=Policy(native=False)) is None
 
 
+def test_only_jobs_of_listed_submitters_are_worked_for_whoever_leads_them() -> None:
+    job, listed = job_of(4).body, Policy(submitters=(b"a" * 32,))
+    for author, reason in ((b"a" * 32, None), (b"b" * 32, Reason.NOT_LISTED), (b"", Reason.NOT_LISTED)):
+        assert refuse_work(job, MEMBER, A, b"l", listed, 0, author) == reason
+        assert refuse_work(job, MEMBER, A, b"m", listed, 0, author) == reason
+    assert refuse_work(job, None, A, A, listed, 0, b"b" * 32) is None, "the node's own jobs always run"
+    assert refuse_work(job, None, A, b"l", listed, 0, b"a" * 32) == Reason.NO_ROLE, "a list gives no role"
+
+
 def test_keeping_is_bounded_by_jobs_storage_and_time() -> None:
     job = job_of(4).body
     policy = Policy(storage_bytes=1000)

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from p2pgrid.core.worker import Drain, Dry, Event, Invited, LeadGone, Leased, Pull, Return, Run, SourceGone, TaskEnded, UnitsDone, Worker
+from p2pgrid.core.worker import (
+    Drain,
+    Dry,
+    Event,
+    Finish,
+    Invited,
+    LeadGone,
+    Leased,
+    Pause,
+    Pull,
+    Resume,
+    Return,
+    Run,
+    SourceGone,
+    TaskEnded,
+    UnitsDone,
+    Worker,
+)
 from p2pgrid.model.work import UnitRange
 
 ONE, TWO = (b"j1", b"l1"), (b"j2", b"l2")
@@ -171,3 +188,51 @@ def test_a_worker_that_leaves_hands_back_what_has_not_started_and_takes_nothing_
         assert driver.feed(event, 0.1) == []
     assert driver.machine.sources == {}
     assert not driver.machine.turn
+
+
+def test_a_paused_worker_hands_back_its_queue_and_hears_nobody_until_it_is_resumed() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s1"))
+    driver.feed(Leased(ONE, b"g1", (UnitRange(0, 0, 1), UnitRange(0, 5, 2))))
+    assert driver.feed(Pause()) == [Return(ONE, b"g1", UnitRange(0, 5, 2))]
+    assert driver.feed(TaskEnded(ONE)) == []
+    assert driver.feed(Invited(TWO, b"s2")) == []
+    assert driver.machine.idle
+    assert driver.feed(Resume()) == []
+    assert driver.feed(Invited(TWO, b"s2")) == [Pull(TWO, 1, 1)]
+
+
+def test_a_lease_that_arrives_in_a_pause_goes_back_and_the_next_one_runs() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s1"))
+    driver.feed(Pause())
+    assert not driver.machine.idle, "a pull is under way"
+    assert driver.feed(Leased(ONE, b"g1", (UnitRange(0, 0, 1),))) == [Return(ONE, b"g1", UnitRange(0, 0, 1))]
+    driver.feed(Resume())
+    driver.feed(Invited(ONE, b"s1"))
+    assert Run(ONE, b"g2", UnitRange(0, 0, 1)) in driver.feed(Leased(ONE, b"g2", (UnitRange(0, 0, 1),)))
+
+
+def test_a_worker_that_finishes_runs_what_it_has_and_pulls_no_more() -> None:
+    driver = Driver(1)
+    driver.feed(Invited(ONE, b"s1"))
+    driver.feed(Leased(ONE, b"g1", (UnitRange(0, 0, 1), UnitRange(0, 5, 1))))
+    assert driver.feed(Finish()) == []
+    assert driver.feed(Invited(TWO, b"s2")) == []
+    driver.feed(UnitsDone(ONE, 1, 0.001))
+    assert driver.feed(TaskEnded(ONE)) == [Run(ONE, b"g1", UnitRange(0, 5, 1))]
+    assert not driver.machine.idle
+    assert driver.feed(TaskEnded(ONE)) == []
+    assert driver.machine.idle
+    assert driver.feed(Resume()) == [Pull(ONE, 1, 1000)], "its invitation still holds"
+
+
+def test_a_pause_takes_finishing_back_and_leaving_outlasts_resume() -> None:
+    driver = Driver(1)
+    driver.feed(Finish())
+    driver.feed(Pause())
+    assert (driver.machine.paused, driver.machine.finishing) == (True, False)
+    driver.feed(Drain())
+    driver.feed(Resume())
+    assert driver.machine.closed
+    assert driver.feed(Invited(ONE, b"s1")) == []

@@ -30,8 +30,14 @@ RunUnits = Callable[..., Awaitable[Ended]]
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=2, idle_max=2), InlineOffload())
+def pool_policy() -> PoolPolicy:
+    """Caged as well as this machine can. A module whose tests watch processes from outside, or let units tell tales there, overrides it."""
+    return PoolPolicy(slots=2, idle_max=2, spare_s=0)
+
+
+@pytest.fixture
+async def pool(tmp_path: Path, pool_policy: PoolPolicy) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(tmp_path / "pool", pool_policy, InlineOffload())
     await pool.start()
     yield pool
     await pool.close()

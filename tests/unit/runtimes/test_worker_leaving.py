@@ -31,6 +31,12 @@ def work(x):
 SPIN = "import pathlib\ndef work(x):\n    pathlib.Path(x).touch()\n    while True: pass\n"
 
 
+@pytest.fixture
+def pool_policy() -> PoolPolicy:
+    """No cage: the units here leave notes outside, start processes and are counted from outside."""
+    return PoolPolicy(slots=2, idle_max=2, spare_s=0, cage="bare")
+
+
 class Run:
     """One batch under way."""
 
@@ -123,7 +129,7 @@ async def test_stop_ends_what_does_not_end_and_leaves_returned_files(pool: Worke
 
 
 async def test_commands_stop_between_two_of_them(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1), InlineOffload())
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, cage="bare", spare_s=0), InlineOffload())
     await pool.start()
     script = f"touch {tmp_path}/began-$0; while [ ! -e {tmp_path}/go-$0 ]; do sleep 0.01; done; echo $0"
     inputs = [msgspec.Raw(encode_command(["/bin/sh", "-c", script, str(number)])) for number in range(3)]

@@ -23,6 +23,12 @@ OK, RAISED, TIMED_OUT, DIED = Outcome.OK, Outcome.RAISED, Outcome.TIMED_OUT, Out
 HANG = "import time\ndef work(x):\n    if x: time.sleep(1000)\n    return x\n"
 
 
+@pytest.fixture
+def pool_policy() -> PoolPolicy:
+    """No cage: the units here leave notes outside, start processes and are counted from outside."""
+    return PoolPolicy(slots=2, idle_max=2, spare_s=0, cage="bare")
+
+
 def is_alive(process_id: int) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
@@ -102,7 +108,7 @@ async def test_the_deadline_is_of_a_unit_and_not_of_the_batch(run_units: Any) ->
 
 
 async def test_loading_has_a_deadline(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(start_s=0.5), InlineOffload())
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(start_s=0.5, cage="bare", spare_s=0), InlineOffload())
     await pool.start()
     chunks: list[BatchChunk] = []
     task = BatchTask(job=KEY, code=Code(source="import time; time.sleep(1000)"), inputs=b"\x92\x01\x02")
@@ -188,7 +194,7 @@ async def test_an_error_of_the_receiver_is_passed_on_and_the_process_ended(pool:
 
 async def test_close_leaves_no_process_no_file_and_no_task(tmp_path: Path) -> None:
     before, tasks = open_files(), asyncio.all_tasks()
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1), InlineOffload())
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, cage="bare", spare_s=0), InlineOffload())
     await pool.start()
     await pool.run(BatchTask(job=KEY, code=Code(source="def work(x): return x"), inputs=b"\x91\x01"), lambda chunk: None)
     running, process_id = await start_hanging(pool)
@@ -207,7 +213,7 @@ async def test_close_leaves_no_process_no_file_and_no_task(tmp_path: Path) -> No
 
 
 async def test_batches_wait_for_a_slot_in_order_and_the_queue_is_bounded(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, waiting_max=2), InlineOffload())
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(slots=1, waiting_max=2, cage="bare", spare_s=0), InlineOffload())
     await pool.start()
     order: list[int] = []
 
@@ -248,7 +254,7 @@ async def test_jobs_of_one_submitter_with_the_same_code_share_a_process_and_othe
 
     async def run(submitter: bytes, job: bytes, seed: bytes) -> bytes:
         chunks: list[BatchChunk] = []
-        task = BatchTask(job=JobKey(submitter, job), code=Code(source=source, seed=seed), inputs=b"\x91\x00")
+        task = BatchTask(job=JobKey(submitter, job), code=Code(source=source, seed=seed), inputs=b"\x91\x00", trusted=True)
         await pool.run(task, chunks.append)
         return bytes(chunks[0].payloads[0])
 
@@ -258,7 +264,7 @@ async def test_jobs_of_one_submitter_with_the_same_code_share_a_process_and_othe
 
 
 async def test_an_idle_process_is_ended_after_a_while(tmp_path: Path) -> None:
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(idle_s=0.05), InlineOffload())
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(idle_s=0.05, cage="bare", spare_s=0), InlineOffload())
     await pool.start()
     await pool.run(BatchTask(job=KEY, code=Code(source="def work(x): return x"), inputs=b"\x91\x01"), lambda chunk: None)
     async with asyncio.timeout(10):
@@ -292,7 +298,7 @@ def work(x):
 '''
 
 async def main():
-    pool = WorkerPool(Path({folder!r}), PoolPolicy(), InlineOffload())
+    pool = WorkerPool(Path({folder!r}), PoolPolicy(cage="bare", spare_s=0), InlineOffload())
     await pool.start()
     if {runtime!r} == "native":
         task = BatchTask(job=JobKey(b"s", b"j"), code=Code(source=SOURCE), inputs=b"\\x91\\x01")

@@ -82,7 +82,7 @@ async def test_odd_outputs_are_refused_with_a_reason(tmp_path: Path, making: str
     from p2pgrid.runtimes.pool import WorkerPool
     from p2pgrid.runtimes.tasks import BatchChunk, PoolPolicy
 
-    pool = WorkerPool(tmp_path / "pool", PoolPolicy(file_bytes_max=1 << 20), InlineOffload())
+    pool = WorkerPool(tmp_path / "pool", PoolPolicy(file_bytes_max=1 << 20, cage="bare", spare_s=0), InlineOffload())
     if "truncate" in making:
         making = making.replace("1 << 29", "(1 << 20) + 1")
         said = "too large"

@@ -74,6 +74,10 @@ class InPlacePool:
     async def stop(self) -> None:
         self._stopped.set()
 
+    def resume(self) -> None:
+        self.winding_down = False
+        self._stopped.clear()
+
     async def run(self, task: BatchTask, on_results: Callable[[BatchChunk], None]) -> None:
         kind = type(self)
         kind.ran.append(task)

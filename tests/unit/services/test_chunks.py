@@ -147,3 +147,39 @@ async def test_what_cannot_be_read_ends_it_after_what_could_be() -> None:
     with pytest.raises(IntegrityError):
         await send_chunks(pipe, [(0, 20)], read)  # type: ignore[arg-type]
     assert sum(data == b"x" for data in pipe.data) == GROUP_CHUNKS
+
+
+async def test_a_cap_is_paid_for_every_chunk_before_it_is_sent_and_after_it_came() -> None:
+    pipe, paid = Pipe(), list[tuple[str, int]]()
+
+    async def read(group: Sequence[int]) -> list[bytes]:
+        return [b"x" * (number + 1) for number in group]
+
+    async def upload(size_bytes: int) -> None:
+        assert sum(len(data) for data in pipe.data if data.count(b"x") == len(data)) == sum(size for _, size in paid)
+        paid.append(("up", size_bytes))
+
+    async def download(size_bytes: int) -> None:
+        paid.append(("down", size_bytes))
+
+    async def write(group: Sequence[tuple[int, bytes]]) -> None: ...
+
+    await send_chunks(pipe, [(0, 6)], read, pay=upload)  # type: ignore[arg-type]
+    assert paid == [("up", number + 1) for number in range(6)]
+    await take_chunks(pipe, [(0, 6)], write, pay=download)  # type: ignore[arg-type]
+    assert paid[6:] == [("down", number + 1) for number in range(6)]
+
+
+async def test_the_time_that_a_cap_takes_is_no_stall() -> None:
+    pipe = Pipe()
+
+    async def read(group: Sequence[int]) -> list[bytes]:
+        return [b"x"] * len(group)
+
+    async def slow(size_bytes: int) -> None:
+        await asyncio.sleep(0.03)
+
+    async def write(group: Sequence[tuple[int, bytes]]) -> None: ...
+
+    await send_chunks(pipe, [(0, 3)], read, 0.02, pay=slow)  # type: ignore[arg-type]
+    await take_chunks(pipe, [(0, 3)], write, 0.02, pay=slow)  # type: ignore[arg-type]

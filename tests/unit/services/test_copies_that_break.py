@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ class Sendings:
         self.at = lambda first: None
         plain = chunks.send_chunks
 
-        async def spy(stream: Stream, runs: Sequence[Run], read: Read, *rest: float) -> None:
+        async def spy(stream: Stream, runs: Sequence[Run], read: Read, *rest: Any) -> None:
             self.runs.append(list(runs))
 
             async def watched(group: Sequence[int]) -> Sequence[bytes]:

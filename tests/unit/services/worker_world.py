@@ -23,6 +23,7 @@ from p2pgrid.model.work import Grant, Receipt, UnitRange
 from p2pgrid.net.methods import Methods
 from p2pgrid.offload import InlineOffload
 from p2pgrid.runtimes.tasks import BatchChunk, BatchTask
+from p2pgrid.services.preparing import Preparing
 from p2pgrid.services.working import Working
 from p2pgrid.store.disk import Disk
 from p2pgrid.wire.codec import decode
@@ -111,6 +112,9 @@ class SteppedPool:
             if not running.done():
                 running.set_exception(TryAgainError("it was stopped", reason=Reason.SHUTDOWN))
 
+    def resume(self) -> None:
+        self.winding_down = self.stopped = False
+
     async def cancel(self, job: bytes) -> None:
         self.cancelled.append(job)
 
@@ -133,6 +137,8 @@ class WorkerWorld:
             me=NodeKey(self.worker.public),
             grid=SimpleNamespace(id=GRID),
             policy=Policy(cores=cores),
+            terms=Policy(cores=cores),
+            submitter=self.worker,
             limits=DEFAULT_LIMITS,
             clock=lambda: asyncio.get_running_loop().time(),
             wall_ms=wall_ms,
@@ -143,7 +149,8 @@ class WorkerWorld:
         )
         self.context = context
         self.me = context.me
-        self.working = Working(cast(Any, context), cast(Any, self), cast(Any, self), cast(Any, self.pool), folder)
+        preparing = Preparing(cast(Any, context), cast(Any, self), folder)
+        self.working = Working(cast(Any, context), cast(Any, self), cast(Any, self), cast(Any, self.pool), preparing)
 
     def party(self) -> Party:
         party = Party()
