@@ -187,7 +187,7 @@ async def _until_stopped(node: Node, parent: int, leave_s: float) -> bool:
             except TimeoutError:
                 continue
     if any(interrupts):
-        say("leaving: running units get a second, jobs and copies go to others (Ctrl-C again goes at once)")
+        say("leaving: running units get 1.7 seconds, jobs and copies go to others (Ctrl-C again goes at once)")
     leaving = asyncio.ensure_future(node.leave(leave_s))
     hurry = asyncio.ensure_future(at_once.wait())
     await asyncio.wait([leaving, hurry], return_when=asyncio.FIRST_COMPLETED)

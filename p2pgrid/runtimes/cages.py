@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from p2pgrid.errors import ConfigError
@@ -18,12 +19,16 @@ from p2pgrid.runtimes.process import ProcessSpec
 from p2pgrid.runtimes.sandbox.abilities import Abilities, Interpreter, interpreter
 from p2pgrid.runtimes.tasks import PoolPolicy
 from p2pgrid.runtimes.worker import frames
+from p2pgrid.runtimes.worker.files import empty_folder
 
 USERS_FIRST, USERS_END = 61184, 65520
 """User ids for cages: those that systems set aside for users who exist for a moment only."""
 _UNITS_BASE = Path("/var/tmp")  # noqa: S108 (a folder of ours in it is checked to be ours)
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/etc/alternatives")
+_OF_HOME = ".home"
+"""Beside such a folder: whose it is."""
+_SWEPT_MAX = 1000
 _STORE_OF_PACKAGES = "/nix/store"
 _KINDS = {"native": "function", "command": "command", "wasm": "engine", "python": "engine", "compile": "engine"}
 
@@ -118,4 +123,18 @@ def units_folder(home_work: Path) -> Path:
             os.chmod(folder, 0o711)  # noqa: S103 (passing through is what it is for)
         except OSError as error:
             raise ConfigError(f"{folder} cannot be made: {error}") from error
+    with suppress(OSError):
+        place.with_suffix(_OF_HOME).write_text(str(home_work.parent.resolve()), encoding="utf-8")
+        _sweep(top)
     return place
+
+
+def _sweep(top: Path) -> None:
+    """Remove what belongs to homes that are gone: nodes for one command have a home for as long, and some are killed."""
+    for note in sorted(top.glob(f"*{_OF_HOME}"))[:_SWEPT_MAX]:
+        home = Path(note.read_text(encoding="utf-8"))
+        if not home.is_dir():
+            place = note.with_suffix("")
+            empty_folder(str(place))
+            place.rmdir()
+            note.unlink()

@@ -22,7 +22,7 @@ from p2pgrid.services.succession import Succession
 from p2pgrid.services.working import Working
 from p2pgrid.wire.messages import NodeLeaving
 
-GRACE_S = 1.0
+GRACE_S = 1.7
 """For running units to end: the machine is to be free within two seconds."""
 BELIEVED_S = 600.0
 """Who said that it leaves, and is still there after so long, stays."""

@@ -41,7 +41,7 @@ JOBS_PER_LEAD_MAX = 32
 LEASES_MAX = 4096
 LEASES_TOLD_MAX = 256
 PULL_S = 15.0
-GRACE_S = 1.0
+GRACE_S = 1.7
 """What units that run get to end when their node leaves: the machine is to be free within two seconds."""
 LAST_DELIVERY_S = 10.0
 """How long a node that leaves waits for its receipts to be taken."""

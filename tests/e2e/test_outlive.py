@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from p2pgrid.runtimes.cages import units_folder
 from tests.e2e.grids import Member, grid_of, start_node, until
 
 WAIT_S = 90.0
@@ -22,15 +24,12 @@ def inputs(count):
     return list(range(int(count)))
 """
 COUNTED = """
-import os, time
+import time
 
 def work(item):
-    with open(os.path.join({folder!r}, f"{{item}}-{{os.getpid()}}-{{time.monotonic_ns()}}"), "w"):
-        pass
-    deadline = time.monotonic() + {seconds}
+    open(f"unit-{item}", "w").close()  # In the private folder of its process: nothing else of the machine can be written.
+    deadline = time.monotonic() + 0.7
     while time.monotonic() < deadline:
-        pass
-    with open(os.path.join({folder!r}, f"{{item}}-{{os.getpid()}}-end"), "w"):
         pass
     return item
 
@@ -39,20 +38,29 @@ def inputs(count):
 """
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below one, as the system lists them now."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in listed.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found: list[int] = []
-    due = [pid]
-    while due:
-        below = children.get(due.pop(), [])
-        found += below
-        due += below
-    return found
+class Onlooker:
+    """Looks into the private folders of all nodes' processes: which unit runs where, and since when."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._folders = [units_folder(member.home / "work" / "units") for member in members]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.seen: dict[tuple[int, int], float] = {}
+        """(member, unit): the time, monotonic, at which it was seen first."""
+
+    def __enter__(self) -> Onlooker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.02):
+            for member, folder in enumerate(self._folders):
+                for mark in folder.glob("processes/*/scratch/unit-*"):
+                    self.seen.setdefault((member, int(mark.name.removeprefix("unit-"))), time.monotonic())
 
 
 def detach(member: Member, script: Path, *words: str) -> str:
@@ -105,24 +113,20 @@ def test_a_job_whose_submitter_died_is_watched_and_cancelled_from_elsewhere(tmp_
 
 def test_a_node_that_is_told_to_go_leaves_nothing_undone(tmp_path: Path) -> None:
     """SIGTERM on a node with running units and keeper duty."""
-    marks = tmp_path / "marks"
-    marks.mkdir()
     script = tmp_path / "counted.py"
-    script.write_text(COUNTED.format(folder=str(marks), seconds=0.7))
-    with grid_of(4, tmp_path, "--storage", "200M") as grid:
+    script.write_text(COUNTED)
+    with grid_of(4, tmp_path, "--storage", "200M") as grid, Onlooker(grid.members) as onlooker:
         grid.wait_complete()
         job = detach(grid[0], script, "24")
         leaver = grid[2]
-        until(lambda: len(list(marks.glob("*-end"))) >= 3, "the job is under way")
-        theirs = {str(pid) for pid in descendants(leaver.process.pid)}
-        told_ns = time.monotonic_ns()
+        until(lambda: len(onlooker.seen) >= 6 and any(member == 2 for member, _ in onlooker.seen), "the job is under way")
+        told_s = time.monotonic()
         leaver.process.send_signal(signal.SIGTERM)
         assert leaver.process.wait(25) == 0
         read = grid[0].run("results", job, "--wait", timeout_s=WAIT_S)
         assert read.returncode == 0, read.stderr
         assert sorted(map(int, read.stdout.split())) == list(range(24))
-        begun = [path.name.split("-") for path in marks.iterdir() if not path.name.endswith("-end")]
-        on_leaver = {item for item, pid, _ in begun if pid in theirs}
-        again = {item for item, pid, since_ns in begun if pid not in theirs and int(since_ns) > told_ns}
-        assert on_leaver
-        assert not on_leaver & again, "units shorter than two seconds ran twice because their node left"
+    assert {unit for _, unit in onlooker.seen} == set(range(24)), "the onlooker saw every unit"
+    on_leaver = {unit for member, unit in onlooker.seen if member == 2}
+    again = {unit for (member, unit), since_s in onlooker.seen.items() if member != 2 and since_s > told_s}
+    assert not on_leaver & again, "units shorter than a second ran twice because their node left"

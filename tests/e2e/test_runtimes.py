@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,12 @@ from pathlib import Path
 import pytest
 import wasmtime
 
+from p2pgrid.model import log as kinds
+from p2pgrid.model.ids import JobId, StatementId, from_text
+from p2pgrid.model.work import Receipt
+from p2pgrid.store.ledger import Ledgers
+from p2pgrid.wire.codec import decode
+from p2pgrid.wire.envelope import peek
 from tests.e2e.grids import Grid, Member, grid_of, until
 from tests.native import needs
 
@@ -91,6 +99,27 @@ def runtimes(member: Member) -> list[list[str]]:
     return [peer["runtimes"] for peer in member.document("peers")["peers"]]
 
 
+def receipts(home: Path, job: str, folder: Path) -> dict[bytes, dict[tuple[int, int], tuple[bytes, bytes]]]:
+    """By worker, then by (batch, unit): digest and fuel, as the log of a job in a home has them. Read from a copy."""
+    shutil.copytree(home / "ledger", folder / "ledger")
+    found: dict[bytes, dict[tuple[int, int], tuple[bytes, bytes]]] = {}
+
+    def take(kind: int, data: bytes) -> None:
+        if kind != kinds.RECEIPT:
+            return
+        signed = peek(data)
+        body = decode(signed.body, Receipt)
+        units = [
+            (unit_range.batch, unit) for unit_range in body.ranges for unit in range(unit_range.start, unit_range.start + unit_range.units)
+        ]
+        said = found.setdefault(signed.author, {})
+        for position, unit in enumerate(units):
+            said[unit] = (body.digests[32 * position : 32 * position + 32], body.fuel[8 * position : 8 * position + 8])
+
+    Ledgers(folder / "ledger", os.urandom).open(JobId(StatementId(from_text(job, what="job"))), take)
+    return found
+
+
 def wait_for(member: Member, runtime: str) -> None:
     """Until every node has tested the cage of a runtime and offers it."""
     until(lambda: all(runtime in offered for offered in runtimes(member)), f"all nodes offer {runtime}", 55)
@@ -108,6 +137,11 @@ def test_the_same_python_unit_gives_the_same_bytes_and_the_same_fuel_on_two_node
     assert len(first["units_per_node"]) == 2
     assert [result["primes"] for result in first["results"]] == [15, 95, 303]
     assert sorted(first["fuel"]) == ["0", "1", "2"]
+    said = receipts(pair[0].home, first["job"], tmp_path)
+    assert len(said) == 2, "two nodes answered"
+    (one, other) = said.values()
+    assert one == other, "each unit has the same digest and the same fuel from both"
+    assert all(fuel for _, fuel in one.values())
     again = json.loads(pair[1].run("run", "--runtime", "python", "--quorum", "2", "--json", script, "--over", "50", timeout_s=60).stdout)
     # Another job: its own chance, and so a little other fuel; the order of a set is the runner's.
     assert again["results"][0]["set"] == first["results"][0]["set"]

@@ -205,7 +205,8 @@ async def test_jobs_outside_the_limits_and_policies_are_refused(
         {"limits": UnitLimits(timeout_s=1e300)},
         {"quorum": 10**9},
         {"replicas": 10**9},
-        {"runtime": "wasm"},
+        {"runtime": "assembly"},
+        {"runtime": "python"},  # Without naming a runner.
         {"expires_ms": wall_ms() - 10_000_000},
     ):
         job, batches = bad.job([1], **fields)

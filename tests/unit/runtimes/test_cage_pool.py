@@ -341,10 +341,19 @@ def test_the_folder_of_units_lies_in_the_home_but_for_root(tmp_path: Path, monke
     needs(os.geteuid() == 0, "only root keeps them elsewhere")
     monkeypatch.setattr(cages, "is_root", lambda: True)
     monkeypatch.setattr(cages, "_UNITS_BASE", tmp_path)
-    folder = cages.units_folder(tmp_path / "homes" / "one")
+    homes = tmp_path / "homes"
+    homes.mkdir()
+    folder = cages.units_folder(homes / "one")
     assert folder.parent.parent == tmp_path
-    assert folder == cages.units_folder(tmp_path / "homes" / "one") != cages.units_folder(tmp_path / "homes" / "two")
+    assert folder == cages.units_folder(homes / "one") != cages.units_folder(homes / "two")
     assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o711
+    (folder / "left").mkdir()
+    cages.units_folder(tmp_path / "other")
+    assert (folder / "left").exists()
+    homes.rmdir()
+    cages.units_folder(tmp_path / "other")
+    assert not folder.exists()
+    folder.mkdir()
     os.chown(folder, 61184, 61184)
     with pytest.raises(ConfigError):
-        cages.units_folder(tmp_path / "homes" / "one")
+        cages.units_folder(homes / "one")
