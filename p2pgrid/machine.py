@@ -131,9 +131,11 @@ class ThisMachine:
         return units_folder(folder)
 
     def caches(self) -> Path:
-        said = os.environ.get("P2PGRID_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        said, shared = os.environ.get("P2PGRID_CACHE"), os.environ.get("XDG_CACHE_HOME")
         if said:
-            return Path(said) / ("" if "P2PGRID_CACHE" in os.environ else "p2pgrid")
+            return Path(said)
+        if shared:
+            return Path(shared) / "p2pgrid"
         try:
             return Path.home() / ".cache" / "p2pgrid"
         except RuntimeError:  # Nobody has a home here.

@@ -86,7 +86,7 @@ class Terminals:
         self._dev, self._wall_s = dev, wall_s
 
     def idle_s(self) -> float | None:
-        """Seconds since somebody typed; infinite with no terminal at all; None where that cannot be seen."""
+        """Seconds since somebody typed; None where that cannot be seen, as with no terminal at all."""
         latest = None
         try:
             names = [f"pts/{name}" for name in os.listdir(self._dev / "pts") if name.isdigit()]
@@ -97,7 +97,7 @@ class Terminals:
                 state = os.stat(self._dev / name)
                 # A console that nobody has opened has the times of the start of the machine.
                 latest = state.st_atime if latest is None else max(latest, state.st_atime)
-        return float("inf") if latest is None else max(0.0, self._wall_s() - latest)
+        return None if latest is None else max(0.0, self._wall_s() - latest)
 
 
 class InputDevices:

@@ -97,7 +97,7 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int, le
     home.prepare()
     home.lock()
     try:
-        config = config_of(asked if for_owner else asked.over(load(home)), home.folder, volunteers=not for_owner)
+        config = config_of(asked if for_owner else asked.over(load(home)), home.folder, volunteers=not for_owner, temporary=for_owner)
         said = asked.over(saved(home))
         membership, fresh = _membership(home, invite)
         try:
@@ -147,7 +147,7 @@ def _greet(node: Node, membership: HomeMembership) -> None:
     policy = node.config.policy
     lines = [f"{READY}node {short(node.key.public)} in '{membership.grid.name}', {policy.cores} cores, listening on {where}"]
     if policy.native and policy.cores and "native" in node.member.roles:
-        lines.append("members of this grid may run native code here, as your user and not yet caged; --no-native refuses it")
+        lines.append("members of this grid may run native code here, in a cage that this node attacks first; --no-native refuses it")
     state = node.pausing.state
     if state.reason is not None:
         lines.append(f"{state.name}: {state.reason.sentence}; p2pgrid why me says more")

@@ -200,6 +200,11 @@ def _runtime(request: Request, flag: str | None) -> str:
             f"{what} cannot run as '{asked}'" if known else f"'{asked}' is no runtime",
             hint=f"use one of: {', '.join(fit for fit in fitting if fit)}",
         )
+    if asked == "python" and request.script is not None and request.script.dependencies:
+        raise UsageError(
+            f"{request.path.name} has dependencies, and the 'python' runtime has the standard library only",
+            hint="use --runtime native, or drop the dependencies",
+        )
     return asked
 
 
@@ -314,7 +319,7 @@ async def _channel(
         import tempfile
 
         _check_quorum(quorum, 1)
-        config = config_of(Settings(name="embedded", listen="127.0.0.1:0"), Path(tempfile.gettempdir()))
+        config = config_of(Settings(name="embedded", listen="127.0.0.1:0"), Path(tempfile.gettempdir()), temporary=True)
         async with hosting.embedded_node(config) as node, await _open(node) as channel:
             yield channel, False
         return

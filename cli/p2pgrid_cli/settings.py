@@ -132,11 +132,11 @@ def default_name() -> str:
     return platform.node().split(".")[0][:40] or "node"
 
 
-def config_of(settings: Settings, folder: Path, *, volunteers: bool = False) -> NodeConfig:
+def config_of(settings: Settings, folder: Path, *, volunteers: bool = False, temporary: bool = False) -> NodeConfig:
     """The configuration that a node runs with.
 
     ``volunteers``: it runs for others. A node that its owner starts for a job of their own works at once, though they are at
-    the machine, on battery, or out of hours.
+    the machine, on battery, or out of hours. ``temporary``: it and all of its grid are gone after one command of the owner's.
     """
     from p2pgrid.node import NodeConfig
 
@@ -144,7 +144,8 @@ def config_of(settings: Settings, folder: Path, *, volunteers: bool = False) -> 
     policy = policy_of(settings, folder)
     if not volunteers:
         policy = msgspec.structs.replace(policy, idle_s=0.0, busy_share=0.0, on_battery=True, hours=())
-    return NodeConfig(name=settings.name or default_name(), host=host, port=port, policy=policy, names_runner=True, self_test=True)
+    name = settings.name or default_name()
+    return NodeConfig(name=name, host=host, port=port, policy=policy, names_runner=True, self_test=True, temporary=temporary)
 
 
 def policy_of(settings: Settings, folder: Path) -> Policy:

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from p2pgrid.core.layout import FAN_IN_MAX
@@ -67,26 +69,28 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Names of packages, as they are normalised, that ``listed`` allows."""
 
 
-def refuse_work(
-    job: Job, submitter: Member | None, own_key: bytes, lead: bytes, policy: Policy, now_ms: int, author: bytes = b""
-) -> Reason | None:
-    """Why this node runs no unit of a job, or None if it does. ``submitter``: the member that leads it; ``author``: who signed it."""
+def refuse_work(job: Job, lead: Member | None, own: bool, policy: Policy, now_ms: int, author: bytes = b"") -> Reason | None:
+    """Why this node runs no unit of a job, or None if it does.
+
+    ``lead``: the member that leads it, this node perhaps, to which that passed. ``own``: this node's owner signed it; ``author``: who did.
+    """
     if policy.cores < 1:
         return Reason.NO_SLOT
     if job.expires_ms < now_ms:
         return Reason.EXPIRED
-    if policy.memory_bytes and job.limits.memory_bytes > policy.memory_bytes:
+    # As many units as there are cores run at one time.
+    if policy.memory_bytes and job.limits.memory_bytes > policy.memory_bytes // (1 if own else policy.cores):
         return Reason.NO_MEMORY
-    if lead != own_key and (submitter is None or "submit" not in submitter.roles):
+    if not own and (lead is None or "submit" not in lead.roles):
         return Reason.NO_ROLE
-    if lead != own_key and policy.submitters and author not in policy.submitters:
+    if not own and policy.submitters and author not in policy.submitters:
         return Reason.NOT_LISTED
-    runtime = choose_runtime(job, submitter, own_key, lead, policy)
+    runtime = choose_runtime(job, lead, own, policy)
     return runtime if isinstance(runtime, Reason) else None
 
 
-def choose_runtime(job: Job, submitter: Member | None, own_key: bytes, lead: bytes, policy: Policy) -> str | Reason:
-    """The runtime that a job's units get here, or why there is none.
+def choose_runtime(job: Job, lead: Member | None, own: bool, policy: Policy) -> str | Reason:
+    """The runtime that a job's units get here, or why there is none. ``own``: this node's owner signed the job.
 
     ``auto`` is native for those who are trusted with it, if this node offers it, and else the runner that the job names.
     """
@@ -97,11 +101,17 @@ def choose_runtime(job: Job, submitter: Member | None, own_key: bytes, lead: byt
             continue
         if runtime == "python" and not job.runner:
             continue
-        if runtime in CAGED and lead != own_key and not (policy.native and submitter is not None and "native" in submitter.roles):
+        if runtime in CAGED and not own and not (policy.native and lead is not None and "native" in lead.roles):
             why = Reason.NATIVE_REFUSED
             continue
         return runtime
     return why
+
+
+def refuse_for_sender(job: Job, roles: Collection[str]) -> Reason | None:
+    """Why a job is not kept for a member with these roles: nobody has machine code led by others who may not have it run themselves."""
+    machine_code = job.runtime in CAGED or job.runtime == AUTO
+    return Reason.NATIVE_REFUSED if machine_code and "native" not in roles else None
 
 
 def check_job(job: Job, limits: Limits) -> None:

@@ -34,10 +34,15 @@ def make_folder(folder: Path) -> None:
 
 
 def hand_over(folder: Path, user: int) -> None:
-    """Give the folder to a user; what is placed there stays ours, for that user to read. Raises OSError."""
+    """Give its parts to a user. Raises OSError.
+
+    The folder itself and what is placed there stay ours: nobody can exchange a part of it, or let others in.
+    """
     (folder / GIVEN).chmod(0o755)
-    for part in (*(folder / name for name in OWN_PARTS), folder):
-        os.chown(part, user, user, follow_symlinks=False)
+    os.chown(folder, -1, user, follow_symlinks=False)
+    folder.chmod(0o750)
+    for name in OWN_PARTS:
+        os.chown(folder / name, user, user, follow_symlinks=False)
 
 
 def place_file(source: Path, target: Path, *, for_others: bool) -> None:

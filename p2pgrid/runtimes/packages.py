@@ -198,6 +198,8 @@ class Environments:
             files = await self._gather(environment, wheels, place)
             await self._make_room(key, await self._check_all(files, place))
             size_bytes = await self._install(environment, place)
+            # One that was whole when its builder was stopped is not among those kept.
+            await self._offload.run(_remove, self._folder / key)
             await self._offload.run(os.replace, place / "whole", self._folder / key)
             self._kept[key] = _Kept(self._clock(), size_bytes, checked=True)
             self._users[key] += 1

@@ -268,8 +268,10 @@ class WorkerPool:
         if task.code.program is None:
             return None
         async with self._programs_lock:
-            if self._programs is None:
+            if self._programs is None and self._open:
                 self._programs = await self._start_programs()
+        if self._programs is None or not self._open:  # Stopped meanwhile: nothing is begun any more.
+            raise TryAgainError("the worker pool is not running", reason=Reason.SHUTDOWN)
         kind = "component" if task.runtime == "python" else "module"
         compiling = asyncio.get_running_loop().create_task(self._programs.compiled(task.code.program, task.code.program_id, kind))
         self._compiling[run] = compiling

@@ -12,6 +12,7 @@ takes that process over can spoil the compiled form of their own program, which 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import stat
 from collections import OrderedDict
@@ -45,6 +46,8 @@ FAILED_KEPT = 256
 FAILED_S = 600.0
 """For how long a program that could not be compiled is not tried again."""
 _SUFFIX = ".cwasm"
+_LEFT_S = 3600.0
+"""A file in the making that is older was left by a node that was killed."""
 _PART_BYTES = 1 << 20
 _ENTRIES_MAX = 64
 """Files and folders that a process which compiles may make."""
@@ -133,6 +136,7 @@ class ProgramCache:
         self._making: dict[str, asyncio.Task[Path]] = {}
         self._failed: OrderedDict[str, _Failed] = OrderedDict()
         self._lanes = {MODULE: asyncio.Lock(), COMPONENT: asyncio.Lock()}
+        self._numbers = itertools.count()
         self._open = False
 
     async def start(self) -> None:
@@ -273,7 +277,8 @@ class ProgramCache:
         """Copy what the process made into the cache. Raises BadDataError and OSError."""
         digest = blake3()
         source = os.open(output, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        temporary = self._folder / f"{key}.tmp"
+        # Nodes of one user share the folder, and may make the same at one time.
+        temporary = self._folder / f"{key}.{os.getpid()}-{next(self._numbers)}.tmp"
         try:
             state = os.fstat(source)
             if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1 or not 0 < state.st_size <= COMPILED_BYTES_MAX:
@@ -345,6 +350,12 @@ def _fingerprint(isa: str) -> str:
     return fingerprint(isa)
 
 
+def _touched(folder: Path) -> Path:
+    """The folder, its time set to now: what the file system calls now is what ages are told by."""
+    os.utime(folder)
+    return folder
+
+
 def _look(folder: Path) -> list[tuple[str, int]]:
     """(name, size in bytes) of what is there, the one unused for longest first. Raises ConfigError."""
     try:
@@ -355,13 +366,14 @@ def _look(folder: Path) -> list[tuple[str, int]]:
         if state.st_mode & 0o077:
             raise ConfigError(f"others can reach the compiled programs in {folder}", hint=f"chmod 700 {folder}, or remove it")
         found = []
+        now_s = os.stat(_touched(folder)).st_mtime
         for entry in os.scandir(folder):
             parts = entry.name.split(".")
             state = entry.stat(follow_symlinks=False)
             if len(parts) == 3 and entry.name.endswith(_SUFFIX) and stat.S_ISREG(state.st_mode):
                 found.append((state.st_mtime_ns, entry.name, state.st_size))
-            elif not entry.is_dir(follow_symlinks=False):
-                _unlink(Path(entry.path))
+            elif not entry.is_dir(follow_symlinks=False) and now_s - state.st_mtime > _LEFT_S:
+                _unlink(Path(entry.path))  # What is younger may be in the making, by another node of this user.
         return [(name, size_bytes) for _, name, size_bytes in sorted(found)]
     except OSError as error:
         raise ConfigError(f"the folder of compiled programs cannot be used: {error}") from error

@@ -266,11 +266,13 @@ def _mapped_nameless(process_id: int) -> set[int]:
     for line in lines:
         if line.endswith(b" (deleted)"):
             fields = line.split(maxsplit=5)
-            if len(fields) == 6 and any(part in fields[5] for part in _WRITABLE_PARTS):
+            if len(fields) == 6 and (fields[5] == _TAKEN or any(part in fields[5] for part in _WRITABLE_PARTS)):
                 found.add(int(fields[4]))
     return found
 
 
+_TAKEN = b"/ (deleted)"
+"""How a file shows in a cage that the node took and has removed since."""
 _WRITABLE_PARTS = (b"/scratch/", b"/outbox/", b"/inputs/")
 """Of a private folder. Libraries that were replaced while they are in use show as removed files too, elsewhere."""
 _SWAPPED = frozenset((40, 20))

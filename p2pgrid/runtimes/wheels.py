@@ -33,6 +33,7 @@ _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _DESCRIBED_LATER, _UTF8 = 0x1, 0x8, 0x800
 _LATER_SIZES = (12, 16, 20, 24)
 """Lengths of the descriptor behind an entry: with or without its mark, with sizes of four or of eight bytes."""
+_EXTRA_BYTES_MAX = 1024
 _SECOND_OPINIONS = (0x0001, 0x6375, 0x7075)
 """Extra fields with sizes of eight bytes, a comment, and a name in Unicode."""
 _PIECE = 1 << 18
@@ -214,6 +215,8 @@ def _check_header(file: BinaryIO, entry: _Entry) -> int:
 
 def _check_extra(raw: bytes) -> None:
     """Refuse what would give an entry a second name, or sizes that are not in their usual place."""
+    if len(raw) > _EXTRA_BYTES_MAX:
+        raise ValueError("an entry has more said of it than any wheel needs")
     place = 0
     while place < len(raw):
         kind, length = struct.unpack_from("<2H", raw, place)

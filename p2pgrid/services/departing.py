@@ -1,7 +1,7 @@
 """Leaving in good order: others know, work ends or goes back, jobs and copies pass to those who stay (docs/spec/keeping.md#leaving).
 
 1. Everybody is told first, so that nobody leases to this node, or counts on its copies, any more.
-2. Running units get a second; then they are stopped, and their leases go back. From then on no unit uses a core.
+2. Running units get 1.7 seconds; then they are stopped, and their leases go back. From then on no unit uses a core.
 3. What is left is the network: jobs led here pass to their keepers, copies that would be missed go to other nodes.
 4. All of it within a deadline: a machine that is taken away does not wait.
 """

@@ -27,7 +27,7 @@ FAILURE_S = 120.0
 """How long an environment that failed is refused without another try, unless the failure may pass by itself."""
 PASSING = frozenset({Reason.NO_PACKAGE_ROOM, Reason.STORE_FULL, Reason.DISK_FULL})
 BUILDS_AT_ONCE = 2
-KNOWN_MAX = 64
+KNOWN_MAX = 16
 """Decoded environments that are remembered."""
 
 
@@ -118,7 +118,7 @@ class JobEnvironments:
 
     def _note_failure(self, blob: bytes, error: P2PGridError) -> None:
         if error.reason not in PASSING:
-            self._failed[blob] = self._context.clock(), error
+            self._failed[blob] = self._context.clock(), _anew(error)
             while len(self._failed) > FAILURES_KEPT:
                 self._failed.popitem(last=False)
 
@@ -142,5 +142,10 @@ class JobEnvironments:
         """A failure that will not pass by itself is not looked into with every lease."""
         when, error = self._failed.get(blob, (0.0, None))
         if error is not None and self._context.clock() - when < FAILURE_S:
-            raise error
+            raise _anew(error)
         self._failed.pop(blob, None)
+
+
+def _anew(error: P2PGridError) -> P2PGridError:
+    """The same error without what its frames had in memory."""
+    return type(error)(error.message, reason=error.reason, hint=error.hint)

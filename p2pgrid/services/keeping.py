@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from p2pgrid.core.admission import check_job, refuse_keeping
+from p2pgrid.core.admission import check_job, refuse_for_sender, refuse_keeping
 from p2pgrid.core.lineage import Lineage
 from p2pgrid.dht.records import RecordKind
 from p2pgrid.dht.server import GridServer
@@ -304,6 +304,7 @@ class Keeping:
         of_sender = sum(1 for kept in self.jobs.values() if kept.sender == session.peer and kept.state == "running")
         used_bytes = context.blobs.usage().used_bytes + self.log_bytes
         reason = refuse_keeping(job, len(self._ids), used_bytes, context.policy, context.limits, context.wall_ms())
+        reason = reason or refuse_for_sender(job, session.member.roles)
         if reason is None and of_sender >= max(1, context.limits.jobs_kept // LEAD_SHARE):
             reason = Reason.KEEPER_FULL
         if reason is not None:

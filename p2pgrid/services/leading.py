@@ -341,7 +341,7 @@ class Leading:
                 self._hear(led, core.WorkerGone(peer))
 
     def _workers(self, led: LedJob) -> frozenset[bytes]:
-        known = self._peers.workers_for(led.job.body)
+        known = self._peers.workers_for(led.job.body, own=led.job.author == self._context.submitter.public)
         waited = self._context.clock() - led.started_s > ASKS_WITHIN_S
         return workers_of(known, led.keepers, led.job.body.quorum, known - led.lead.workers.keys() if waited else frozenset())
 

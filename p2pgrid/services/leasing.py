@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from p2pgrid.core.admission import Policy, check_job, choose_runtime, refuse_work
+import msgspec
+
+from p2pgrid.core.admission import check_job, choose_runtime, refuse_work
 from p2pgrid.core.checks import check_range
 from p2pgrid.core.columns import check_apart
 from p2pgrid.core.layout import Layout
@@ -61,6 +63,7 @@ class Leasing:
         known = self._jobs.known.get(job)
         if known is not None:
             self._learn(known, chain)
+            self._admit(known.job, lead, known.runtime)
         elif reply.job:
             known = self._meet(job, lead, reply.job, chain)
         if not reply.grant:
@@ -123,26 +126,31 @@ class Leasing:
         if not lineage.names(lead):
             raise RefusedError("the peer does not lead this job", reason=Reason.BAD_GRANT)
         check_job(signed.body, context.limits)
-        member = self._peers.member(lead)
-        submitter = Member(lead, member.roles, member.lineage, 0) if member else None
-        reason = refuse_work(signed.body, submitter, context.me, lead, self._terms(lead), context.wall_ms(), signed.author)
-        if reason is not None:
-            self.refused[job + lead if reason in OF_LEAD else job] = reason
-            while len(self.refused) > JOBS_MAX:
-                self.refused.pop(next(iter(self.refused)))
-            raise RefusedError(f"not run here: {reason.sentence}", reason=reason)
-        known = KnownJob(signed, lineage, Layout(signed.body), runtime=self._runtime(signed.body, submitter, lead))
+        known = KnownJob(signed, lineage, Layout(signed.body), runtime=self._admit(signed, lead))
         self._jobs.add(known)
         return known
 
-    def _runtime(self, job: Job, submitter: Member | None, lead: NodeKey) -> str:
-        """Which runtime the units get here: decided once for a job, so that all its units here run alike."""
-        chosen = choose_runtime(job, submitter, self._context.me, lead, self._terms(lead))
-        return job.runtime if isinstance(chosen, Reason) else chosen
+    def _admit(self, job: Signed[Job], lead: NodeKey, runtime: str = "") -> str:
+        """The runtime that units of a job get here, led by this member. Asked for every lease: leads change, and so does what is offered.
 
-    def _terms(self, lead: bytes) -> Policy:
-        """What is offered to a lead. The owner's own jobs do not depend on what cages have shown."""
-        return self._context.policy if lead == self._context.me else self._context.terms
+        ``runtime``: what was decided before, so that all units of a job run alike here. Raises RefusedError.
+        """
+        context = self._context
+        own = job.author == context.submitter.public
+        # The owner's own jobs do not depend on what cages have shown.
+        policy = context.policy if own else context.terms
+        body = job.body if not runtime else msgspec.structs.replace(job.body, runtime=runtime)
+        found = self._peers.member(lead)
+        member = Member(lead, found.roles, found.lineage, 0) if found else None
+        reason = refuse_work(body, member, own, policy, context.wall_ms(), job.author)
+        chosen = choose_runtime(body, member, own, policy)
+        if reason is None and not isinstance(chosen, Reason):
+            return chosen
+        why = reason or Reason.NO_RUNTIME
+        self.refused[job.id + lead if why in OF_LEAD else job.id] = why
+        while len(self.refused) > JOBS_MAX:
+            self.refused.pop(next(iter(self.refused)))
+        raise RefusedError(f"not run here: {why.sentence}", reason=why)
 
     def _take_batches(self, known: KnownJob, reply: PullReply) -> None:
         manifest = known.job.body.manifest

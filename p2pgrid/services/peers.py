@@ -154,13 +154,13 @@ class Peers:
         found = {key for key, session in self.live().items() if role in session.member.roles}
         return frozenset(found | ({self._context.me} if role in self._context.member.roles else set()))
 
-    def workers_for(self, job: Job) -> frozenset[bytes]:
-        """Live nodes whose offer matches a job."""
-        own = self._context.policy.runtimes
+    def workers_for(self, job: Job, *, own: bool) -> frozenset[bytes]:
+        """Live nodes whose offer matches a job. ``own``: the owner of this node signed it, so that here it needs no tested cage."""
+        here = self._context.policy.runtimes
         return frozenset(
             key
             for key in self.with_role("work")
-            if _matches(offer := self.info(key).offer, job, own if key == self._context.me else offer.runtimes)
+            if _matches(offer := self.info(key).offer, job, here if own and key == self._context.me else offer.runtimes)
         )
 
     # -- talking -------------------------------------------------------------------
@@ -357,4 +357,4 @@ def _matches(offer: Offer, job: Job, offered: tuple[str, ...]) -> bool:
     runtimes = ("native", "python") if job.runtime == AUTO else (job.runtime,)
     if offer.cores < 1 or not any(runtime in offered for runtime in runtimes):
         return False
-    return not job.limits.memory_bytes or job.limits.memory_bytes <= offer.memory_bytes
+    return not job.limits.memory_bytes or job.limits.memory_bytes <= offer.memory_bytes // offer.cores

@@ -21,6 +21,7 @@ from p2pgrid.services.context import Context
 from p2pgrid.services.tasks import Tasks, wind_up
 from p2pgrid.wire.owner import RuntimeLine
 
+FETCH_S = 2.0
 RETRY_S = 20.0
 RETRY_MAX_S = 1800.0
 LOOK_S = 0.25
@@ -117,13 +118,18 @@ class Vouching:
         self._take([report for report in kept if report.runtime == PYTHON])
         if PYTHON in self.reports:
             await asyncio.sleep(AGAIN_S)
-        try:
-            path = await self._charters.path(runner, ())
-        except P2PGridError as error:
-            self._runner = b""  # Asked for again with the next charter, or when a job brings the runner here.
-            self._context.tell(Reason.NO_RUNNER, f"the Python runner of the grid cannot be had: {error}")
-            return
-        await self._run([PYTHON], path, folder)
+        wait_s = FETCH_S
+        while runner == self._runner:
+            try:
+                path = await self._charters.path(runner, ())
+            except P2PGridError as error:
+                # Nobody who has it may be there yet: a node that starts meets the others only now.
+                self._context.tell(Reason.NO_RUNNER, f"the Python runner of the grid cannot be had: {error}")
+                await asyncio.sleep(wait_s)
+                wait_s = min(RETRY_MAX_S, 2 * wait_s)
+            else:
+                await self._run([PYTHON], path, folder)
+                return
 
     async def _run(self, runtimes: Sequence[str], runner: Path | None, folder: Path) -> None:
         """Test, and test again what did not hold: a busy machine can make an attack end too late to be judged."""

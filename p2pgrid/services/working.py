@@ -55,7 +55,6 @@ UNABLE = (
     Reason.PACKAGE_REFUSED,
     Reason.NO_WHEEL,
     Reason.BUILD_FAILED,
-    Reason.NO_PACKAGE_ROOM,
 )
 """Why units cannot run here, though they may elsewhere: they are handed back, and the job is refused from then on."""
 LAST_WORDS_S = 1.0

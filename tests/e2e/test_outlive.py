@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from p2pgrid.runtimes.cages import units_folder
@@ -59,8 +60,9 @@ class Onlooker:
     def _look(self) -> None:
         while not self._ended.wait(0.02):
             for member, folder in enumerate(self._folders):
-                for mark in folder.glob("processes/*/scratch/unit-*"):
-                    self.seen.setdefault((member, int(mark.name.removeprefix("unit-"))), time.monotonic())
+                with suppress(OSError):  # Folders come and go meanwhile.
+                    for mark in folder.glob("processes/*/scratch/unit-*"):
+                        self.seen.setdefault((member, int(mark.name.removeprefix("unit-"))), time.monotonic())
 
 
 def detach(member: Member, script: Path, *words: str) -> str:

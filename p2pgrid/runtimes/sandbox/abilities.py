@@ -156,7 +156,8 @@ def _try(level: str, kind: str, python: str, read: Sequence[str], user: int, fol
             if user and name != "given":
                 os.chown(os.path.join(place, name), user, user)
         if user:
-            os.chown(place, user, user)
+            os.chown(place, -1, user)
+            os.chmod(place, 0o750)  # noqa: S103 - the one group is the user of the cage
         order = json.dumps([level, kind, user, list(read), place])
         command = [python, "-P", "-s", "-S", str(_PROBE), str(os.getpid())]
         done = subprocess.run(

@@ -38,6 +38,8 @@ _OPEN_FILES_MAX = 128
 _LANES = 3
 """Killers of one runtime that run at one time, each lane on processes of its own."""
 _TIMEOUT_S = 60.0
+_COMPILING_S = 600.0
+"""On top of it for the Python runner, which may have to be compiled first."""
 _GONE_S = 1.0
 _LOOKS = 50
 
@@ -63,7 +65,7 @@ async def _test(policy: PoolPolicy, offload: Offload, runtime: str, runner: Path
     level = "none"
     try:
         attacking = attacks_on(runtime, policy, runner, offload)
-        async with asyncio.timeout(timeout_s), place_for_pool(offload) as folder:
+        async with asyncio.timeout(timeout_s + (_COMPILING_S if runtime == "python" else 0.0)), place_for_pool(offload) as folder:
             level = await _level(policy, offload, runtime, folder)
             attempts = await attack(policy, offload, attacking, folder)
     except TimeoutError:

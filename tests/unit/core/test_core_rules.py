@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from p2pgrid.core.admission import KEPT_MS_MAX, Policy, check_job, refuse_keeping, refuse_work
+from p2pgrid.core.admission import KEPT_MS_MAX, Policy, check_job, choose_runtime, refuse_for_sender, refuse_keeping, refuse_work
 from p2pgrid.core.keeping import PushBook, draw_keepers, workers_of
 from p2pgrid.core.layout import Layout
 from p2pgrid.core.quorum import Answer, judge
@@ -17,7 +17,7 @@ from p2pgrid.model.limits import DEFAULT_LIMITS
 from p2pgrid.model.membership import Member
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import DIED, OK, RAISED
-from tests.unit.core.core_builders import A, job_of
+from tests.unit.core.core_builders import job_of
 
 MEMBER = Member(b"m" * 32, frozenset({"submit", "native"}), b"i" * 32, 1 << 50)
 
@@ -128,9 +128,9 @@ def test_work_is_refused_with_its_reason() -> None:
     job, policy = job_of(4).body, Policy(cores=2)
 
     def why(
-        job: Job = job, submitter: Member | None = MEMBER, lead: bytes = b"l", policy: Policy = policy, now_ms: int = 0
+        job: Job = job, submitter: Member | None = MEMBER, own: bool = False, policy: Policy = policy, now_ms: int = 0
     ) -> Reason | None:
-        return refuse_work(job, submitter, A, lead, policy, now_ms)
+        return refuse_work(job, submitter, own, policy, now_ms)
 
     assert why() is None
     assert why(policy=Policy(cores=0)) == Reason.NO_SLOT
@@ -141,16 +141,37 @@ def test_work_is_refused_with_its_reason() -> None:
     assert why(submitter=msgspec.structs.replace(MEMBER, roles=frozenset({"native"}))) == Reason.NO_ROLE
     assert why(submitter=msgspec.structs.replace(MEMBER, roles=frozenset({"submit"}))) == Reason.NATIVE_REFUSED
     assert why(policy=Policy(native=False)) == Reason.NATIVE_REFUSED
-    assert why(submitter=None, lead=A, policy=Policy(native=False)) is None
+    assert why(submitter=None, own=True, policy=Policy(native=False)) is None
+    two = Policy(cores=2, memory_bytes=10)
+    assert why(changed(limits=UnitLimits(memory_bytes=6)), policy=two) == Reason.NO_MEMORY, "two of them would run"
+    assert why(changed(limits=UnitLimits(memory_bytes=6)), own=True, policy=two) is None
+
+
+def test_auto_is_native_for_the_trusted_and_python_for_others() -> None:
+    trusted, other = MEMBER, msgspec.structs.replace(MEMBER, roles=frozenset({"submit"}))
+    job = changed(runtime="auto", runner=b"r" * 32)
+    assert choose_runtime(job, trusted, False, Policy()) == "native"
+    assert choose_runtime(job, trusted, False, Policy(native=False)) == "python"
+    assert choose_runtime(job, trusted, False, Policy(runtimes=("python", "wasm"))) == "python"
+    assert choose_runtime(job, other, False, Policy()) == "python"
+    assert choose_runtime(changed(runtime="auto"), other, False, Policy()) == Reason.NATIVE_REFUSED
+    assert choose_runtime(job, None, True, Policy(native=False)) == "native"
+
+
+@pytest.mark.parametrize("runtime", ["native", "command", "auto"])
+def test_machine_code_is_not_kept_for_who_may_not_have_it_run(runtime: str) -> None:
+    job = changed(runtime=runtime)
+    assert refuse_for_sender(job, {"submit", "store"}) == Reason.NATIVE_REFUSED
+    assert refuse_for_sender(job, {"submit", "native"}) is None
+    assert refuse_for_sender(changed(runtime="python"), {"submit"}) is None
 
 
 def test_only_jobs_of_listed_submitters_are_worked_for_whoever_leads_them() -> None:
     job, listed = job_of(4).body, Policy(submitters=(b"a" * 32,))
     for author, reason in ((b"a" * 32, None), (b"b" * 32, Reason.NOT_LISTED), (b"", Reason.NOT_LISTED)):
-        assert refuse_work(job, MEMBER, A, b"l", listed, 0, author) == reason
-        assert refuse_work(job, MEMBER, A, b"m", listed, 0, author) == reason
-    assert refuse_work(job, None, A, A, listed, 0, b"b" * 32) is None, "the node's own jobs always run"
-    assert refuse_work(job, None, A, b"l", listed, 0, b"a" * 32) == Reason.NO_ROLE, "a list gives no role"
+        assert refuse_work(job, MEMBER, False, listed, 0, author) == reason
+    assert refuse_work(job, None, True, listed, 0, b"b" * 32) is None, "the owner's own jobs always run"
+    assert refuse_work(job, None, False, listed, 0, b"a" * 32) == Reason.NO_ROLE, "a list gives no role"
 
 
 def test_keeping_is_bounded_by_jobs_storage_and_time() -> None:

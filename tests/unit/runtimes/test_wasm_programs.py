@@ -114,6 +114,7 @@ async def test_another_program_and_another_kind_are_filed_apart(cache: ProgramCa
 async def test_what_was_compiled_is_found_after_a_restart(tmp_path: Path, cache: ProgramCache, launcher: Launcher) -> None:
     place = await cache.compiled(MODULE, b"id", "module")
     (tmp_path / "cache" / "half.tmp").write_bytes(b"half")
+    os.utime(tmp_path / "cache" / "half.tmp", (1.0, 1.0))  # A younger one might be another node's.
     again = ProgramCache(tmp_path / "cache", launcher, InlineOffload())
     await again.start()
     assert await again.compiled(MODULE, b"id", "module") == place
