@@ -156,6 +156,7 @@ def policy_ignored(patch: Patch) -> None:
         return None if reason is Reason.NATIVE_REFUSED else reason
 
     patch.setattr(leasing, "refuse_work", refuse_work)
+    patch.setattr(leasing, "choose_runtime", lambda job, *terms: job.runtime)
 
 
 def one_core_more(patch: Patch) -> None:
