@@ -49,6 +49,33 @@ NOT_IN_SIMULATION: dict[Reason, str] = {
     Reason.STOPPED: "a job that nobody can go on with is bad luck, and as rare",
     Reason.REBUILT: "simulated disks damage blobs, and no index or log of a node that runs",
     Reason.BAD_NAME: "file names are those of the host's own disk",
+    **dict.fromkeys(
+        (Reason.NO_CAGE, Reason.CAGE_BROKEN, Reason.UNTESTED), "simulated units run in the process of the simulation, without cages"
+    ),
+    Reason.NO_RUNNER: "simulated units run in the interpreter of the simulation",
+    **dict.fromkeys(
+        (
+            Reason.NO_ENVIRONMENT,
+            Reason.PACKAGE_REFUSED,
+            Reason.NO_WHEEL,
+            Reason.BAD_PACKAGE,
+            Reason.BUILD_FAILED,
+            Reason.NO_PACKAGE_ROOM,
+        ),
+        "simulated jobs bring no packages",
+    ),
+    Reason.NOT_LISTED: "no simulated owner lists submitters",
+    **dict.fromkeys(
+        (
+            Reason.PAUSED,
+            Reason.OWNER_ACTIVE,
+            Reason.ON_BATTERY,
+            Reason.OUTSIDE_HOURS,
+            Reason.MACHINE_BUSY,
+            Reason.FINISHING,
+        ),
+        "simulated machines are quiet, and nobody pauses them",
+    ),
 }
 """Reason codes that only real processes meet, and why."""
 
