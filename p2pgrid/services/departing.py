@@ -22,8 +22,6 @@ from p2pgrid.services.succession import Succession
 from p2pgrid.services.working import Working
 from p2pgrid.wire.messages import NodeLeaving
 
-GRACE_S = 1.7
-"""For running units to end: the machine is to be free within two seconds."""
 BELIEVED_S = 600.0
 """Who said that it leaves, and is still there after so long, stays."""
 
@@ -60,7 +58,7 @@ class Departing:
         try:
             async with asyncio.timeout(within_s):
                 drained, jobs, blobs = await asyncio.gather(
-                    self._working.drain(GRACE_S),
+                    self._working.drain(),
                     self._succession.leave(within_s),
                     self._caring.hand_over(within_s),
                     return_exceptions=True,

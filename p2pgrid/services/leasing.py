@@ -57,6 +57,12 @@ class Leasing:
         """Whether work of this job, or of this lead for it, was refused before."""
         return job in self.refused or job + lead in self.refused
 
+    def refuse(self, key: bytes, why: Reason) -> None:
+        """From now on work of this job (or of this lead for it: the key is both ids) is refused."""
+        self.refused[key] = why
+        while len(self.refused) > JOBS_MAX:
+            self.refused.pop(next(iter(self.refused)))
+
     async def take(self, job: bytes, lead: NodeKey, reply: PullReply) -> tuple[KnownJob, Signed[Grant]] | None:
         """The lease that a lead handed out, or None. Raises when something does not fit together."""
         chain = await self._opened_chain(job, reply.keepers)
@@ -147,9 +153,7 @@ class Leasing:
         if reason is None and not isinstance(chosen, Reason):
             return chosen
         why = reason or Reason.NO_RUNTIME
-        self.refused[job.id + lead if why in OF_LEAD else job.id] = why
-        while len(self.refused) > JOBS_MAX:
-            self.refused.pop(next(iter(self.refused)))
+        self.refuse(job.id + lead if why in OF_LEAD else job.id, why)
         raise RefusedError(f"not run here: {why.sentence}", reason=why)
 
     def _take_batches(self, known: KnownJob, reply: PullReply) -> None:

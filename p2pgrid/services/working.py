@@ -26,7 +26,7 @@ from p2pgrid.net.rpc import Session
 from p2pgrid.runtimes.tasks import BatchChunk, Workers
 from p2pgrid.services.context import Context
 from p2pgrid.services.delivering import Delivering
-from p2pgrid.services.knownjobs import JOBS_MAX, KnownJob, KnownJobs
+from p2pgrid.services.knownjobs import KnownJob, KnownJobs
 from p2pgrid.services.leasing import Leasing
 from p2pgrid.services.outbox import GIVE_UP_AFTER_S, Source
 from p2pgrid.services.peers import Peers
@@ -242,9 +242,7 @@ class Working:
     def _give_up(self, run: core.Run, error: P2PGridError) -> None:
         """This node cannot run the units of a job: somebody else may."""
         job, _ = run.source
-        self._refused[job] = next(reason for reason in UNABLE if reason == error.reason)
-        while len(self._refused) > JOBS_MAX:
-            self._refused.pop(next(iter(self._refused)))
+        self._leasing.refuse(job, next(reason for reason in UNABLE if reason == error.reason))
         self._mark_drained(run.grant)
         for key, source in [(key, source) for key, source in self.worker.sources.items() if key[0] == job]:
             for grant, unit_range in list(source.queue):

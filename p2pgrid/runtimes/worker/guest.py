@@ -26,6 +26,7 @@ from .engine import FUEL_UNBOUNDED, Engine, Failure
 from .files import CHUNK_BYTES, Folders
 from .guest_answers import FAILURE_BYTES_MAX, Answer, check_answer, check_description
 from .guest_calls import Guest, Runner
+from .outbound import Outbound
 
 if TYPE_CHECKING:
     from .outbound import Sink
@@ -89,7 +90,7 @@ class GuestRunner:
     def run(self, run: frames.Run) -> None:
         """Run the units of one frame and send what they return."""
         raws = msgspec.msgpack.decode(run.inputs, type=list[msgspec.Raw])
-        outbound = _Outbound(run.sequence, run.first, self._channel)
+        outbound = Outbound(run.sequence, run.first, self._channel)
         position, alone_until, count = 0, 0, len(raws)
         single = bool(run.files) or self._load.fresh or self._load.fuel_max > 0
         whole = True
@@ -133,7 +134,7 @@ class GuestRunner:
         wanted = int(CHUNK_S * units / max(passed_s, 1e-6))
         self._chunk_units = max(1, min(wanted, 4 * units, CHUNK_UNITS_MAX))
 
-    def _run_together(self, run: frames.Run, position: int, chunk: list[msgspec.Raw], outbound: _Outbound) -> bool:
+    def _run_together(self, run: frames.Run, position: int, chunk: list[msgspec.Raw], outbound: Outbound) -> bool:
         """Run some units in one call. False when that failed: they have to be run one by one."""
         deadline_s = min(run.timeout_s, _CHUNK_DEADLINE_S) if run.timeout_s > 0 else _CHUNK_DEADLINE_S
         try:
@@ -145,10 +146,10 @@ class GuestRunner:
             return False
         share, rest = divmod(max(0, before - guest.fuel), len(chunk))
         fuel = share.to_bytes(8, "little") * (len(chunk) - 1) + (share + rest).to_bytes(8, "little")
-        outbound.add(answer, run.first + position, fuel)
+        _add(answer, run.first + position, fuel, outbound)
         return True
 
-    def _run_alone(self, run: frames.Run, position: int, raw: msgspec.Raw, outbound: _Outbound) -> None:
+    def _run_alone(self, run: frames.Run, position: int, raw: msgspec.Raw, outbound: Outbound) -> None:
         """Run one unit; whatever happens is its own outcome."""
         full = self._load.fuel_max or FUEL_UNBOUNDED
         try:
@@ -166,7 +167,7 @@ class GuestRunner:
         spent = max(0, full - self._guest.fuel) if self._guest is not None else 0
         if failed:
             self._drop_guest()
-        outbound.add(answer, run.first + position, spent.to_bytes(8, "little"))
+        _add(answer, run.first + position, spent.to_bytes(8, "little"), outbound)
 
     def _ask(self, guest: Guest, run: frames.Run, position: int, chunk: list[msgspec.Raw], timeout_s: float) -> Answer:
         """Have the guest run these units. Raises Failure."""
@@ -228,42 +229,10 @@ class GuestRunner:
                 self._placed[blob] = _place_file(guest, blob, run.files[blob], reference)
 
 
-class _Outbound:
-    """Results on their way: what was gathered since the last frame. Takes whole chunks."""
-
-    def __init__(self, sequence: int, first: int, channel: Sink) -> None:
-        self._sequence = sequence
-        self._first = first
-        self._channel = channel
-        self._outcomes = bytearray()
-        self._payloads = bytearray()
-        self._fuel = bytearray()
-        self._files: list[tuple[int, bytes, int, str]] = []
-        self._flushed = time.monotonic()
-
-    def add(self, answer: Answer, first: int, fuel: bytes) -> None:
-        """The next units have ended. Sends what there is when that is enough."""
-        self._outcomes += answer.outcomes
-        self._payloads += answer.payloads
-        self._fuel += fuel
-        self._files.extend((first + unit, blob, size_bytes, name) for unit, blob, size_bytes, name in answer.files)
-        now = time.monotonic()
-        if len(self._payloads) >= frames.FLUSH_BYTES or now - self._flushed > frames.FLUSH_S:
-            self.flush(now)
-
-    def flush(self, now: float) -> None:
-        """Send what was gathered, if anything; ``now`` in seconds, monotonic."""
-        count = len(self._outcomes)
-        if count:
-            payloads = msgspec.Raw(frames.array_header(count) + self._payloads)
-            run_us = int((now - self._flushed) * 1e6)
-            self._channel.write(
-                [frames.DONE_TAG, self._sequence, self._first, bytes(self._outcomes), payloads, run_us, self._files, bytes(self._fuel)]
-            )
-            self._first += count
-            for gathered in (self._outcomes, self._payloads, self._fuel, self._files):
-                gathered.clear()
-        self._flushed = now
+def _add(answer: Answer, first: int, fuel: bytes, outbound: Outbound) -> None:
+    """The units of a chunk have ended; ``first`` is the index of the first in its job."""
+    files = [(first + unit, blob, size_bytes, name) for unit, blob, size_bytes, name in answer.files]
+    outbound.add_chunk(answer.outcomes, answer.payloads, fuel, files)
 
 
 def _seed_of(run: frames.Run) -> bytes:

@@ -10,6 +10,7 @@ import msgspec
 from . import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Protocol
 
     class Sink(Protocol):
@@ -29,13 +30,21 @@ class Outbound:
         self._payloads = bytearray()
         self._outcomes = bytearray()
         self._fuel = bytearray()
+        self._files: list[tuple[int, bytes, int, str]] = []
         self._flushed = time.monotonic()
 
     def add(self, outcome: int, payload: bytes | bytearray, fuel: int) -> None:
         """The next unit has ended. Sends what there is when that is enough."""
-        self._outcomes.append(outcome)
-        self._payloads += payload
-        self._fuel += fuel.to_bytes(8, "little")
+        self.add_chunk(bytes((outcome,)), payload, fuel.to_bytes(8, "little"))
+
+    def add_chunk(
+        self, outcomes: bytes, payloads: bytes | bytearray, fuel: bytes, files: Iterable[tuple[int, bytes, int, str]] = ()
+    ) -> None:
+        """The next units have ended: their columns, and their files as a frame has them. Sends what there is when that is enough."""
+        self._outcomes += outcomes
+        self._payloads += payloads
+        self._fuel += fuel
+        self._files.extend(files)
         now = time.monotonic()
         if len(self._payloads) >= frames.FLUSH_BYTES or now - self._flushed > frames.FLUSH_S:
             self.flush(now)
@@ -47,9 +56,8 @@ class Outbound:
             payloads = msgspec.Raw(frames.array_header(count) + self._payloads)
             run_us = int((now - self._flushed) * 1e6)
             outcomes, fuel = bytes(self._outcomes), bytes(self._fuel)
-            self._channel.write([frames.DONE_TAG, self._sequence, self._first, outcomes, payloads, run_us, [], fuel])
+            self._channel.write([frames.DONE_TAG, self._sequence, self._first, outcomes, payloads, run_us, self._files, fuel])
             self._first += count
-            self._payloads.clear()
-            self._outcomes.clear()
-            self._fuel.clear()
+            for gathered in (self._outcomes, self._payloads, self._fuel, self._files):
+                gathered.clear()
         self._flushed = now
