@@ -46,6 +46,7 @@ WIRE_MODULES = (
     "p2pgrid.store.index",
     "p2pgrid.store.shelf",
     "p2pgrid.wire.envelope",
+    "p2pgrid.wire.faces",
     "p2pgrid.wire.messages",
     "p2pgrid.wire.owner",
 )

@@ -45,8 +45,8 @@ class Context:
     index: Index
     offload: Offload
     disk: Disk
-    events: list[Callable[[str, str], None]] = field(default_factory=list)
-    """Listeners for what an owner may want to see: (reason code, sentence)."""
+    events: list[Callable[[str, str, tuple[bytes, ...]], None]] = field(default_factory=list)
+    """Listeners for what an owner may want to see: (reason code, sentence, ids of what it is about)."""
     offered: frozenset[str] | None = None
     """Runtimes whose cage has held; None: what the policy says counts. Only the self-test changes it."""
     throttle: Throttle = field(init=False)
@@ -72,7 +72,7 @@ class Context:
         """The key with which this node speaks for a job: the submitter's if this home has it, else its own."""
         return self.submitter if self.submitter.public == submitter else self.key
 
-    def tell(self, reason: str, sentence: str) -> None:
-        """Report something that happened, with its reason code."""
+    def tell(self, reason: str, sentence: str, *about: bytes) -> None:
+        """Report something that happened, with its reason code. ``about``: ids of the job, node or blob, by which it is found again."""
         for listen in self.events:
-            listen(reason, sentence)
+            listen(reason, sentence, about)

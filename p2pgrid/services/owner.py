@@ -111,8 +111,8 @@ class Owner:
         methods.on_stream("own.follow", FollowHeader, self._on_follow, owner_only=True)
         methods.on("node.status", StatusRequest, lambda session, request: self._status())
 
-    def _note(self, reason: str, text: str) -> None:
-        self._events.append(EventLine(self._context.wall_ms(), str(reason), text))
+    def _note(self, reason: str, text: str, about: tuple[bytes, ...]) -> None:
+        self._events.append(EventLine(self._context.wall_ms(), str(reason), text, about))
 
     # -- looking -------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class OutcomeCounter(Onlooker):
     def on_start(self, name: str, node: Node) -> None:
         node.context.events.append(self._on_told)
 
-    def _on_told(self, reason: str, sentence: str) -> None:
+    def _on_told(self, reason: str, sentence: str, about: tuple[bytes, ...]) -> None:
         if reason in CODES:
             self._counts[str(reason)] += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from p2pgrid.model.node import NodeInfo
+from p2pgrid.wire.faces import DhtHealth, Pulse
 from p2pgrid.wire.messages import Message, NodeStatus
 
 
@@ -57,6 +58,12 @@ class PeerLine(Message, frozen=True):
     status: NodeStatus | None
     rtt_s: float
     path: str
+    since_ms: int = 0
+    """Since when it is connected, or was last seen when it is not; 0: never met."""
+    trust: str = ""
+    """What its membership lets it do here, in a word."""
+    nat: str = ""
+    favours: float = 0.0
 
 
 class PeersReply(Message, frozen=True):
@@ -118,6 +125,10 @@ class JobLine(Message, frozen=True):
     map_units: int = 0
     lead: bytes = b""
     """The node that leads it, as far as is known here."""
+    rate: float = 0.0
+    """Units decided a second, lately; 0 where this node does not lead it."""
+    left_s: float = -1.0
+    """Seconds until it ends as it goes on now; less than nothing: not known."""
 
 
 class JobsReply(Message, frozen=True):
@@ -385,6 +396,8 @@ class EventLine(Message, frozen=True):
     wall_ms: int
     reason: str
     text: str
+    about: tuple[bytes, ...] = ()
+    """Ids of the job, the node and the blob that it is about, as far as it is about one."""
 
 
 class Snapshot(Message, frozen=True):
@@ -397,3 +410,8 @@ class Snapshot(Message, frozen=True):
     events: tuple[EventLine, ...]
     wall_ms: int
     units_done: int = msgspec.field(default=0)
+    pulses: tuple[Pulse, ...] = ()
+    """The oldest first, the newest is of now."""
+    dht: DhtHealth | None = None
+    reach: str = ""
+    """How others reach this node, in words."""

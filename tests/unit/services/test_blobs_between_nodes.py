@@ -52,7 +52,7 @@ async def test_a_full_node_says_so_and_others_take_the_copy(grid: Grid) -> None:
     full = await grid.add(storage_bytes=1000)
     roomy = await grid.add()
     told: list[str] = []
-    grid[0].context.events.append(lambda reason, text: told.append(reason))
+    grid[0].context.events.append(lambda reason, text, about: told.append(reason))
     blob = hold([grid[0]])
     holders = await grid[0].storing.replicate(blob, 3, [full.context.me], wall_ms() + DAY_MS)
     assert holders == (roomy.context.me,)

@@ -197,7 +197,7 @@ async def test_damage_is_healed_chunk_by_chunk_whoever_finds_it(grid: Grid, monk
             return entry.handler(session, request, stream)  # type: ignore[attr-defined]
 
         monkeypatch.setitem(node.methods.streams, "blob.read", entry._replace(handler=serve))
-    grid[2].context.events.append(lambda reason, text: told.append(reason))
+    grid[2].context.events.append(lambda reason, text, about: told.append(reason))
     leases = grid[2].blobs.leases(blob)
     damage(grid[2], blob, 4)
     assert prove(grid[2].blobs, [(blob, 4, b"nonce")]) == [b""]
@@ -231,7 +231,7 @@ async def test_damage_that_nobody_can_heal_is_said_and_tried_again_when_somebody
     name = other.config.name
     await until(lambda: kept(grid[1], blob) == 2, "it counts two")
     told: list[tuple[str, str]] = []
-    grid[1].context.events.append(lambda reason, text: told.append((reason, text)))
+    grid[1].context.events.append(lambda reason, text, about: told.append((reason, text)))
     # Its only holder is away: nobody can heal it.
     third = next(node for node in grid.nodes if node not in (grid[1], other))
     await grid.close(third)

@@ -243,7 +243,7 @@ async def test_at_the_end_of_a_fetch_others_take_over_what_a_stalling_holder_was
 async def test_a_copy_to_somebody_who_does_not_answer_is_told(grid: Grid) -> None:
     await grid.add()
     told: list[str] = []
-    grid[0].context.events.append(lambda reason, text: told.append(reason))
+    grid[0].context.events.append(lambda reason, text, about: told.append(reason))
     blob = grid[0].blobs.put_bytes(b"small", owner=b"o", expires_ms=wall_ms() + DAY_MS)
     assert blob == blob_id_of(b"small")
     assert await grid[0].storing.copy_to(blob, NodeKey(b"n" * 32), wall_ms() + DAY_MS, 2)

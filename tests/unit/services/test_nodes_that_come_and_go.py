@@ -148,7 +148,7 @@ async def test_what_the_owner_does_not_allow_never_starts(
     await grid.add(cores=1 if lead else 0)
     node = await grid.add(cores=0 if lead else 1, **options)  # type: ignore[arg-type]
     told: list[str] = []
-    grid[0 if lead else 1].context.events.append(lambda reason, text: told.append(reason))
+    grid[0 if lead else 1].context.events.append(lambda reason, text, about: told.append(reason))
     _, job = await submit(grid, grid.nodes[lead], [1], **fields)
     led = grid[lead].leading.jobs[job]
     for _ in range(3):
