@@ -35,8 +35,9 @@ from p2pgrid.services.charter import Charters
 from p2pgrid.services.context import Context
 from p2pgrid.services.departing import Departing, Left
 from p2pgrid.services.environments import JobEnvironments
-from p2pgrid.services.explaining import Explaining
+from p2pgrid.services.explaining.blob import Explaining
 from p2pgrid.services.files import Files
+from p2pgrid.services.happenings import Happenings
 from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.membership import HomeMembership, Judge, make_invite
@@ -249,6 +250,7 @@ class Node:
             for left in inputs.iterdir():
                 self.machine.disk.unlink(left)
         self.context = context
+        self.happenings = Happenings(context)
         self._terms = lambda: context.terms
         self.workers = self.machine.workers(self.home.work / "units", self._pool_policy(), self.offload)
         self.peers = Peers(context, self.pool, self.dht, self.info)
@@ -355,6 +357,7 @@ class Node:
             self.keeping,
             self.reading,
             self.succession,
+            self.happenings,
             self.info,
             self.status,
             self.stopping.set,

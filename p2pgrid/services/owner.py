@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from p2pgrid.net.rpc import Session
 from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.following import Follower, job_line
+from p2pgrid.services.happenings import Happenings
 from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.peers import Peers
@@ -36,7 +36,6 @@ from p2pgrid.wire.envelope import seal
 from p2pgrid.wire.messages import NodeStatus, Ok, StatusRequest
 from p2pgrid.wire.owner import (
     CancelReply,
-    EventLine,
     FollowHeader,
     InviteReply,
     InviteRequest,
@@ -53,7 +52,7 @@ from p2pgrid.wire.owner import (
     Submitted,
 )
 
-EVENTS_MAX = 200
+EVENTS_SHOWN = 20
 JOB_BYTES_MAX = 4 * MIB
 LENGTH = struct.Struct(">I")
 
@@ -77,6 +76,7 @@ class Owner:
         keeping: Keeping,
         reading: Reading,
         succession: Succession,
+        happenings: Happenings,
         info: Callable[[], NodeInfo],
         status: Callable[[], NodeStatus],
         stop: Callable[[], None],
@@ -96,8 +96,7 @@ class Owner:
         self._stop = stop
         self._invite = invite
         self._home = home
-        self._events: deque[EventLine] = deque(maxlen=EVENTS_MAX)
-        context.events.append(self._note)
+        self._happenings = happenings
         methods = context.methods
         methods.on("own.status", Nothing, lambda session, request: self._own_status(), owner_only=True)
         methods.on("own.peers", PeersRequest, self._on_peers, owner_only=True)
@@ -110,9 +109,6 @@ class Owner:
         methods.on_stream("own.submit", SubmitHeader, self._on_submit, owner_only=True)
         methods.on_stream("own.follow", FollowHeader, self._on_follow, owner_only=True)
         methods.on("node.status", StatusRequest, lambda session, request: self._status())
-
-    def _note(self, reason: str, text: str, about: tuple[bytes, ...]) -> None:
-        self._events.append(EventLine(self._context.wall_ms(), str(reason), text, about))
 
     # -- looking -------------------------------------------------------------------------
 
@@ -168,7 +164,7 @@ class Owner:
             peers=peers.peers,
             complete=peers.complete,
             jobs=(await self._jobs())[:50],
-            events=tuple(self._events)[-20:],
+            events=self._happenings.recent(EVENTS_SHOWN),
             wall_ms=self._context.wall_ms(),
             units_done=self._status().done,
         )
