@@ -2,6 +2,7 @@
 
 ``python -m bench files [--size 1G] [--rounds N] [--folder PATH] [--json]``.
 ``python -m bench sandbox [--rounds N] [--units N] [--batch N] [--folder PATH] [--python PATH] [--json] [--check]``.
+``python -m bench faces [--rounds N] [--settle S] [--idle S] [--folder PATH] [--json] [--check]``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import files, sandbox
+from bench import faces, files, sandbox
 from bench.grid import PROFILABLE
 from bench.quick import SYSTEMS, ChildError, Options, run
 
@@ -19,16 +20,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parse(arguments: list[str]) -> Options | files.Options | sandbox.Options:
+def parse(arguments: list[str]) -> Options | faces.Options | files.Options | sandbox.Options:
     """Options from the words of the command line; argparse ends the process when they are wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_files(commands.add_parser("files", help="a file put into six nodes with three copies, and got back, beside cp and plain TLS"))
     _add_sandbox(commands.add_parser("sandbox", help="what a cage costs beside no cage, and what the engines of strangers' code give"))
+    _add_faces(commands.add_parser("faces", help="what commands, the dashboard and a node that waits cost, on a grid of six nodes"))
     _add_quick(commands.add_parser("quick", help="two workers, no-ops and latency, in under 3 minutes"))
     found = vars(parser.parse_args(arguments))
     command = found.pop("command")
     if command != "quick":
+        if command == "faces":
+            return faces.Options(**found)
         return files.Options(**found) if command == "files" else sandbox.Options(**found)
     systems = tuple(found.pop("systems").split(","))
     unknown = [name for name in systems if name not in SYSTEMS]
@@ -55,6 +59,16 @@ def _add_sandbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where processes work and programs are kept; default: below /var/tmp")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout, raw figures included")
     parser.add_argument("--check", action="store_true", help="exit 1 if a floor is missed")
+
+
+def _add_faces(parser: argparse.ArgumentParser) -> None:
+    default = faces.Options()
+    parser.add_argument("--rounds", type=_positive, default=default.rounds, help="starts of each command")
+    parser.add_argument("--settle", type=float, default=default.settle_s, dest="settle_s", help="seconds before nodes count as idle")
+    parser.add_argument("--idle", type=float, default=default.idle_s, dest="idle_s", help="seconds of idleness")
+    parser.add_argument("--folder", type=Path, default=None, help="where the nodes' homes are made")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
 
 
 def _add_quick(quick: argparse.ArgumentParser) -> None:
@@ -90,6 +104,8 @@ def main() -> int:
         return 69
     try:
         options = parse(sys.argv[1:])
+        if isinstance(options, faces.Options):
+            return faces.run(options, _say)
         if isinstance(options, files.Options):
             return files.run(options, _say)
         return sandbox.run(options, _say) if isinstance(options, sandbox.Options) else run(options, _say)

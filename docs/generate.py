@@ -1,7 +1,7 @@
 """Keeps the pages in step with the code: `python docs/generate.py` writes what can be derived, and says what cannot.
 
-Derived are the page of reason codes, the index of messages, the page of scenario files, and the type column of the field
-tables in docs/spec. There the order of fields and what they mean is written by hand; where it is not the order of the
+Derived are the pages of reason codes, exit codes and JSON documents, the index of messages, the page of scenario files, and
+the type column of the field tables in docs/spec. There the order of fields and what they mean is written by hand; where it is not the order of the
 code, that is a complaint, and so is a message without a heading. A test runs the same functions and fails when a page is
 stale.
 """
@@ -23,8 +23,12 @@ from typing import Any
 
 import msgspec
 
+from p2pgrid.errors import RemoteError
 from p2pgrid.model.reasons import Reason
 from p2pgrid.testing.plans import scenario as scenarios
+from p2pgrid_cli import exits
+from p2pgrid_cli.documents import DOCUMENTS
+from p2pgrid_cli.documents import forms_of as documents_of
 
 DOCS = Path(__file__).resolve().parent
 SPEC = DOCS / "spec"
@@ -162,10 +166,26 @@ def reasons_page() -> str:
     head = (
         "# Reason codes\n\nWhy something was refused, paused, given up or tried again. The code crosses the wire and stands in every\n"
         "`--json` document; people read the sentence. Codes are only ever added. This page is written by\n"
-        "`python docs/generate.py` from `p2pgrid/model/reasons.py`.\n\n| code | what it says | what to do |\n|---|---|---|\n"
+        "`python docs/generate.py` from `p2pgrid/model/reasons.py`. `p2pgrid why` shows them in brackets.\n"
     )
-    rows = [f"| `{reason.value}` | {reason.sentence} | {reason.next_step} |".replace("|  |", "| |") for reason in Reason]
-    return head + "\n".join(rows) + "\n"
+    parts = [head]
+    for title, members in reason_groups():
+        rows = [f"| `{reason.value}` | {reason.sentence} | {reason.next_step} |".replace("|  |", "| |") for reason in members]
+        parts.append(f"\n## {title}\n\n| code | what it says | what to do |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "".join(parts)
+
+
+def reason_groups() -> list[tuple[str, list[Reason]]]:
+    """The codes under the headings that stand above them in the code."""
+    groups: list[tuple[str, list[Reason]]] = []
+    for line in inspect.getsource(Reason).splitlines():
+        heading = re.fullmatch(r"    # (.+)", line)
+        member = re.match(r"    ([A-Z_]+) = ", line)
+        if heading:
+            groups.append((heading[1], []))
+        elif member and member[1] in Reason.__members__:
+            groups[-1][1].append(Reason[member[1]])
+    return groups
 
 
 def messages_page() -> str:
@@ -314,10 +334,111 @@ def scenarios_page() -> str:
     return "".join(parts)
 
 
+# -- exit codes --------------------------------------------------------------------------------
+
+EXITS_HEAD = """\
+# Exit codes
+
+Scripts may rely on them. Data goes to stdout; an error is one line and often a hint on stderr, and stdout stays empty. This
+page is written by `python docs/generate.py` from `cli/p2pgrid_cli/exits.py`.
+
+| code | meaning | what to do |
+|---|---|---|
+"""
+ERRORS_HEAD = """
+## Which error gives which code
+
+The classes of `p2pgrid/errors.py`; a program that uses `p2pgrid.client` meets the same ones.
+
+| error | code | says |
+|---|---|---|
+"""
+
+
+def exits_page() -> str:
+    """The page of exit codes."""
+    codes = [f"| {code} | {meaning} | {step} |".replace("|  |", "| |") for code, (meaning, step) in exits.MEANINGS.items()]
+    errors = [f"| `{kind.__name__}` | {code} | {says} |" for kind, code, says in exits.ERRORS if kind is not RemoteError]
+    tail = "\n\nEach may carry a [reason code](reasons.md) and a hint.\n"
+    return EXITS_HEAD + "\n".join(codes) + "\n" + ERRORS_HEAD + "\n".join(errors) + tail
+
+
+# -- JSON documents ----------------------------------------------------------------------------
+
+JSON_HEAD = """\
+# JSON documents
+
+Commands that list or report something take `--json` and print one document on stdout. Keys are only ever added. Keys of
+nodes, jobs and blobs are the full text form (52 characters of base32). Times are Unix milliseconds, sizes bytes.
+`p2pgrid schema COMMAND` prints the JSON Schema of a document, for programs. This page is written by
+`python docs/generate.py` from `cli/p2pgrid_cli/documents`.
+"""
+
+
+def json_type(kind: Any) -> str:
+    """What stands behind a key, in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(json_type(argument) for argument in arguments if argument is not msgspec.UnsetType)
+    if origin is tuple and arguments[-1] is ...:
+        inner = json_type(arguments[0])
+        return "list" if inner in ("object", "any") else f"list of {inner.replace('number', 'numbers')}"
+    if origin is tuple:
+        return "list of " + ", ".join(json_type(argument) for argument in arguments)
+    if origin is dict:
+        return "map"
+    if kind is Any:
+        return "any"
+    if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
+        return "object"
+    return {str: "text", bool: "bool", int: "number", float: "number", type(None): "null"}[kind]
+
+
+def json_table(form: type[Any]) -> str:
+    """The rows of one object; without those of the object that it extends."""
+    hints, texts = typing.get_type_hints(form), meanings(inspect.getsource(form))
+    rows = [f"| `{name}` | {json_type(hints[name])} | {text} |".replace("|  |", "| |") for name, text in texts.items()]
+    return "\n".join([f"<!-- {form.__name__} -->", "| key | type | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+def inner_forms(form: type[Any]) -> Iterator[type[Any]]:
+    """The objects within an object, in order of their keys."""
+    pending = list(typing.get_type_hints(form).values())
+    while pending:
+        kind = pending.pop(0)
+        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
+            yield kind
+        pending[:0] = typing.get_args(kind)
+
+
+def json_page() -> str:
+    """The page of JSON documents: each object once, at the first command that prints it."""
+    parts, told = [JSON_HEAD], dict[type[Any], str]()
+    for places in dict.fromkeys(DOCUMENTS.values()):
+        commands = [command for command, has in DOCUMENTS.items() if has == places]
+        title = ", ".join(f"`{command} --json`" for command in commands)
+        parts.append(f"\n## {title}\n")
+        for form in documents_of(commands[0]):
+            pending = [form]
+            while pending:
+                shown = pending.pop(0)
+                about = inspect.cleandoc(shown.__doc__ or "").replace("``", "`")
+                if shown in told:
+                    if shown is form:
+                        parts.append(f"\n{about} As of `{told[shown]}`.\n")
+                    continue
+                told[shown] = commands[0]
+                parts.append(f"\n{about}\n\n{json_table(shown)}")
+                pending[:0] = inner_forms(shown)
+    return "".join(parts)
+
+
 def derived_pages() -> dict[Path, str]:
     """The pages that nobody writes by hand."""
     return {
         SPEC / MESSAGES_PAGE: messages_page(),
+        DOCS / "reference" / "exit-codes.md": exits_page(),
+        DOCS / "reference" / "json.md": json_page(),
         DOCS / "reference" / "reasons.md": reasons_page(),
         DOCS / "reference" / "scenario-files.md": scenarios_page(),
     }

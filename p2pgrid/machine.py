@@ -11,12 +11,12 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from p2pgrid.core.pausing import Asked, Presence
+from p2pgrid.core.pausing import Asked, Presence, Usage
 from p2pgrid.dht.carrier import Carrier, UdpCarrier
 from p2pgrid.model.limits import Limits
 from p2pgrid.net.api import Transport
@@ -26,7 +26,7 @@ from p2pgrid.runtimes.cages import units_folder
 from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.selftest.report import RuntimeReport
 from p2pgrid.runtimes.tasks import PoolPolicy, Workers
-from p2pgrid.sensors import Sensors
+from p2pgrid.sensors import Sensors, UsageMeter
 from p2pgrid.store.disk import Disk
 from p2pgrid.store.ledger import Ledgers
 from p2pgrid.store.ledger_writer import LedgerPort, LedgerWriter
@@ -77,6 +77,9 @@ class Machine(Protocol):
     def load(self) -> float:
         """Processes that want to run, as the system counts them; 0 where it does not."""
 
+    def usage(self) -> Usage:
+        """How much of it is in use, lately. Quick; raises nothing."""
+
     def presence(self, asked: Asked) -> Presence:
         """Who needs the machine, as far as is asked. Blocks, for a second at most; raises nothing. One call at a time."""
 
@@ -98,12 +101,20 @@ def keep_freed_memory() -> None:
             adjust(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def give_back_memory() -> None:
+    """Return what is kept but not used to the system: for a node that has nothing to do. Milliseconds, for a thread."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class ThisMachine:
     """The machine that this process runs on."""
 
     def __init__(self) -> None:
         self.disk = Disk()
         self._sensors = Sensors()
+        self._meter = UsageMeter()
         self.platform = f"{platform.system().lower()}-{platform.machine().lower()}"
         self.python = ".".join(platform.python_version_tuple()[:2])
 
@@ -142,14 +153,23 @@ class ThisMachine:
             return Path(tempfile.gettempdir()) / f"p2pgrid-cache-{os.getuid()}"
 
     async def selftest(
-        self, policy: PoolPolicy, offload: Offload, runtimes: Sequence[str], runner: Path | None
+        self,
+        policy: PoolPolicy,
+        offload: Offload,
+        runtimes: Sequence[str],
+        runner: Path | None,
+        on_attack: Callable[[str, int, int], None] | None = None,
     ) -> tuple[RuntimeReport, ...]:
+        """``on_attack``: told, by runtime, how many attacks were made, and how many were begun."""
         from p2pgrid.runtimes.selftest.running import run_selftest
 
-        return await run_selftest(policy, offload, runtimes=runtimes, runner=runner)
+        return await run_selftest(policy, offload, runtimes=runtimes, runner=runner, on_attack=on_attack)
 
     def load(self) -> float:
         return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+    def usage(self) -> Usage:
+        return self._meter.read()
 
     def presence(self, asked: Asked) -> Presence:
         return self._sensors.read(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -12,12 +13,12 @@ from typing import Protocol
 
 import msgspec
 
-from p2pgrid import __version__
+from p2pgrid import __version__, logs
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import Contact
 from p2pgrid.dht.server import GridServer
 from p2pgrid.dht.settings import DhtContext
-from p2pgrid.errors import ConfigError, P2PGridError, UnreachableError
+from p2pgrid.errors import ConfigError, P2PGridError
 from p2pgrid.machine import Machine, ThisMachine
 from p2pgrid.model.ids import JobId, NodeKey, short
 from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
@@ -28,22 +29,31 @@ from p2pgrid.net.messages import Hello
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.pool import Pool
 from p2pgrid.runtimes.packages import EnvironmentPolicy, Environments
+from p2pgrid.runtimes.pool import WorkerPool
 from p2pgrid.runtimes.selftest.report import RuntimeReport, current_key
 from p2pgrid.runtimes.tasks import PoolPolicy
+from p2pgrid.services.announcing import Announcing
 from p2pgrid.services.caring import Caring
 from p2pgrid.services.charter import Charters
 from p2pgrid.services.context import Context
 from p2pgrid.services.departing import Departing, Left
 from p2pgrid.services.environments import JobEnvironments
-from p2pgrid.services.explaining.blob import Explaining
+from p2pgrid.services.explaining.blob import BlobState
+from p2pgrid.services.explaining.me import OwnState
+from p2pgrid.services.explaining.peer import PeerState
+from p2pgrid.services.explaining.service import Explaining
+from p2pgrid.services.explaining.standing import Standing
 from p2pgrid.services.files import Files
 from p2pgrid.services.happenings import Happenings
+from p2pgrid.services.health import Health, nobody_answers
 from p2pgrid.services.keeping import Keeping
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.membership import HomeMembership, Judge, make_invite
+from p2pgrid.services.observing import Observing
 from p2pgrid.services.owner import Owner
 from p2pgrid.services.pausing import Pausing
 from p2pgrid.services.peers import Peers
+from p2pgrid.services.picturing import Picturing
 from p2pgrid.services.pins import Pins
 from p2pgrid.services.preparing import Preparing
 from p2pgrid.services.provisions import Provisions
@@ -62,7 +72,8 @@ from p2pgrid.store.home import Home
 from p2pgrid.store.index import Index
 from p2pgrid.store.ledger import Ledgers, ReplayReport
 from p2pgrid.wire.codec import encode
-from p2pgrid.wire.messages import NodeStatus
+
+_log = logging.getLogger(__name__)
 
 PORT_TRIES = 8
 LOG_CLOSE_S = 5.0
@@ -125,12 +136,15 @@ class Node:
         self.stopping = asyncio.Event()
         self._closing = AsyncExitStack()
         self._judge = Judge(membership.grid, ports.wall_ms)
-        self.member = self._judge.judge(NodeKey(self.key.public), membership.chain)
+        self.member = self._judge.judge_own(NodeKey(self.key.public), membership.chain)
         self._instance = ports.random_bytes(16)
         self._remembering = Tasks("node")
         self._started_s = ports.clock()
+        self._up = False
         self._charter: Callable[[], bytes] = bytes
         """The grid's charter, for hellos: nobody knows one before the services are there."""
+        self._lacking: Callable[[], tuple[tuple[str, str], ...]] = tuple
+        """Runtimes that cannot be offered now, and why."""
         self._terms: Callable[[], Policy] = lambda: config.policy
         """What this node offers; before the services are there, what the owner would offer."""
 
@@ -145,6 +159,24 @@ class Node:
         self._make_services()
         await self._join()
         self.home.announce(*self._owner_address())
+        self._say_started()
+
+    def _say_started(self) -> None:
+        """The first and, when it is closed, the last line in the log of a node that came up."""
+        policy, key = self.config.policy, self.key.public
+        addresses = [f"{address.host}:{address.port}" for address in self.pool.addresses()]
+        cores, storage_bytes = policy.cores, policy.storage_bytes
+        logs.line(
+            _log,
+            logging.INFO,
+            logs.STARTED,
+            node=key,
+            version=__version__,
+            addresses=addresses,
+            cores=cores,
+            storage_bytes=storage_bytes,
+        )
+        self._up = True
 
     def _open_disk(self) -> None:
         home, ports, machine = self.home, self.ports, self.machine
@@ -251,6 +283,7 @@ class Node:
                 self.machine.disk.unlink(left)
         self.context = context
         self.happenings = Happenings(context)
+        self.health = Health(context, self.pool, self.home.folder)
         self._terms = lambda: context.terms
         self.workers = self.machine.workers(self.home.work / "units", self._pool_policy(), self.offload)
         self.peers = Peers(context, self.pool, self.dht, self.info)
@@ -289,11 +322,14 @@ class Node:
             at_start=config.names_runner and not config.temporary,
         )
         self.vouching = self._make_vouching(context) if config.self_test and not config.temporary else None
+        self._lacking = self.vouching.lacking if self.vouching else tuple
         self._charter = lambda: self.charters.raw
         self.environments = JobEnvironments(context, self.storing, self._packages())
         provisions = Provisions(self.storing, self.charters, self.environments)
         preparing = Preparing(context, self.storing, inputs, provisions, own_grid=config.temporary)
-        self.working = Working(context, self.peers, self.storing, self.workers, preparing)
+        compiling = self.workers.compiling if isinstance(self.workers, WorkerPool) else lambda job: False
+        announcing = Announcing(context, self.peers, self.environments.step, compiling)
+        self.working = Working(context, self.peers, self.storing, self.workers, preparing, announcing)
         self.pausing = Pausing(
             context,
             self.working,
@@ -347,23 +383,29 @@ class Node:
             score=self.watching.score,
         )
         self.pins = Pins(context, self.files, self.storing)
-        self.explaining = Explaining(context, self.peers, self.files, self.pins)
-        self.owner = Owner(
+        self.picturing = Picturing(context, self.peers, self.keeping, self.leading, self.reading)
+        self.blob_state = BlobState(context, self.peers, self.files, self.pins)
+        self.explaining = Explaining(context, self.peers, self.leading, self.reading, self.happenings, *self._explainers(context))
+        self.observing = Observing(
             context,
             self.peers,
             self.dht,
-            self.submitting,
             self.leading,
             self.keeping,
-            self.reading,
-            self.succession,
+            self.working,
+            self.pausing,
             self.happenings,
+            self.machine,
             self.info,
-            self.status,
-            self.stopping.set,
-            self.invite,
             self.home.folder,
         )
+        self.owner = Owner(context, self.submitting, self.leading, self.reading, self.succession, self.stopping.set, self.invite)
+
+    def _explainers(self, context: Context) -> tuple[OwnState, PeerState]:
+        """Who says why this node and others do nothing."""
+        standing = Standing(context, self.peers, self.pool, self.dht, self.health, self.membership)
+        own = OwnState(context, standing, self.health, self.pausing, self.working, self.happenings)
+        return own, PeerState(context, self.peers, standing, self.health, self.leading, self.watching, self.happenings)
 
     async def _join(self) -> None:
         """Meet the grid: over a session first, which tells why it refuses, then in the DHT."""
@@ -371,7 +413,7 @@ class Node:
         await self.workers.start()
         for service in (self.peers, self.storing, self.submitting, self.files, self.pins):
             self._closing.push_async_callback(service.close)
-        care: list[Service] = [self.caring, self.scrubbing, self.charters, self.environments]
+        care: list[Service] = [self.caring, self.scrubbing, self.charters, self.environments, self.observing]
         if self.vouching is not None:
             care.insert(0, self.vouching)  # What is offered is known before anybody is met.
         begun: list[Service] = [self.watching, self.keeping, self.leading, self.succession, self.pausing, self.working, *care]
@@ -406,14 +448,20 @@ class Node:
         """Raises what the contacts said if none lets this node in; a grid that is away is no reason for a known member to stop."""
         dials = [self.pool.session(NodeKey(contact.key), [Address("tls", contact.host, contact.port)]) for contact in contacts]
         answers = await asyncio.gather(*dials, return_exceptions=True)
-        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, P2PGridError):
+                raise answer
+        tried = [(contact, answer if isinstance(answer, P2PGridError) else None) for contact, answer in zip(contacts, answers, strict=True)]
+        self.health.note_contacts(tried)
+        errors = [error for _, error in tried if error is not None]
         if len(errors) < len(answers):
             return
-        refusals = [error for error in errors if isinstance(error, P2PGridError) and not error.retryable]
+        # Who has another's address now has refused nobody.
+        refusals = [error for error in errors if not error.retryable and error.reason != Reason.WRONG_PEER]
         if refusals:
             raise refusals[0]
         if not (self.home.folder / PEERS_FILE).exists():
-            raise UnreachableError("no node of the grid answers", reason=Reason.DEAD, hint="is the inviting node running and reachable?")
+            raise nobody_answers(self.health.contacts)
 
     # -- what it says of itself ----------------------------------------------------------
 
@@ -433,24 +481,7 @@ class Node:
         runtimes = policy.runtimes if policy.cores else ()
         offer = Offer(policy.cores, policy.memory_bytes, policy.storage_bytes, self.machine.platform, self.machine.python, runtimes)
         roles = tuple(sorted(self.member.roles))
-        return NodeInfo(self.pool.addresses(), roles, __version__, self.config.name, offer)
-
-    def status(self) -> NodeStatus:
-        """This node's live state."""
-        worker, pause = self.working.worker, self.pausing.state
-        cores = self.config.policy.cores if pause.reason is None else 0
-        return NodeStatus(
-            free_cores=max(0, cores - worker.running),
-            running=worker.running,
-            queued=worker.queued,
-            done=self.working.done,
-            storage_used_bytes=self.blobs.usage().used_bytes,
-            uptime_s=self.ports.clock() - self._started_s,
-            load=self.machine.load(),
-            jobs_kept=len(self.keeping.jobs),
-            paused=pause.reason or "",
-            paused_since_ms=pause.since_ms,
-        )
+        return NodeInfo(self.pool.addresses(), roles, __version__, self.config.name, offer, self._lacking())
 
     def invite(self, roles: tuple[str, ...], expires_ms: int) -> str:
         """An invite to this node's grid, with this node and a few others as contacts."""
@@ -479,6 +510,10 @@ class Node:
     async def close(self) -> None:
         """Leave in good order, the last that was opened first. Bounded in time; nothing is left running."""
         await self._closing.aclose()
+        if self._up:
+            self._up = False
+            seconds, units = self.ports.clock() - self._started_s, self.working.done
+            logs.line(_log, logging.INFO, logs.STOPPED, node=self.key.public, seconds=seconds, units=units)
 
     def _save_peers(self) -> None:
         peers = self.dht.peers_to_persist()

@@ -22,13 +22,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from p2pgrid.core.pausing import Asked, Presence
+from p2pgrid.core.pausing import Asked, Presence, Usage
 
 ASK_S = 1.0
 """For another program to answer."""
 SESSIONS_AGAIN_S = 5.0
 """A desktop is asked no more often than this: it costs a process."""
 SESSIONS_MAX = 16
+USAGE_AGAIN_S = 1.0
+_HEAD_BYTES = 1024
+_TOTAL, _AVAILABLE = re.compile(rb"MemTotal:\s+(\d+) kB"), re.compile(rb"MemAvailable:\s+(\d+) kB")
 INPUT_INTERRUPTS = re.compile(rb"i8042|i2c[-_]hid|ELAN|SYNA|ALPS|WCOM|MSFT|keyboard|mouse|touch", re.IGNORECASE)
 HID_CLASS = "03"
 HID_PROTOCOLS = ("01", "02")
@@ -210,12 +213,7 @@ class OthersLoad:
 
     def _machine(self) -> tuple[int, int] | None:
         """(all ticks, busy ticks) of all processors. What a host took away is neither's fault."""
-        words = _text(self._proc / "stat").partition("\n")[0].split()
-        if len(words) < 9 or words[0] != "cpu" or not all(word.isdigit() for word in words[1:9]):
-            return None
-        user, nice, system, idle, waiting, interrupts, soft, _ = (int(word) for word in words[1:9])
-        busy = user + nice + system + interrupts + soft
-        return busy + idle + waiting, busy
+        return _ticks(_text(self._proc / "stat").encode())
 
     def _tree(self) -> int:
         """Ticks of this process, its descendants, and those of them that have ended."""
@@ -233,6 +231,70 @@ class OthersLoad:
                 for task in os.listdir(folder / "task"):
                     pending += [int(word) for word in _text(folder / "task" / task / "children").split() if word.isdigit()]
         return ticks
+
+
+def _ticks(stat: bytes) -> tuple[int, int] | None:
+    """(all ticks, busy ticks) of ``/proc/stat``."""
+    words = stat[: stat.find(b"\n")].split()
+    if len(words) < 9 or words[0] != b"cpu" or not all(word.isdigit() for word in words[1:9]):
+        return None
+    user, nice, system, idle, waiting, interrupts, soft, _ = map(int, words[1:9])
+    busy = user + nice + system + interrupts + soft
+    return busy + idle + waiting, busy
+
+
+class UsageMeter:
+    """What is in use of the machine's processors and memory. On Linux both are counted; elsewhere the processors are guessed
+    from how many programs want to run, and of memory nothing is known.
+
+    Two small files are read, and nothing else is asked: this is read all the time.
+    """
+
+    def __init__(self, *, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic) -> None:
+        self._stat, self._memory = str(proc / "stat"), str(proc / "meminfo")
+        self._clock = clock
+        self._read_at = float("-inf")
+        self._before: tuple[int, int] | None = None
+        self._last = Usage(0.0, 0)
+
+    def read(self) -> Usage:
+        """Over the time since the reading before, which is never less than a second: until then it is told again."""
+        now = self._clock()
+        if now - self._read_at >= USAGE_AGAIN_S:
+            self._read_at = now
+            self._last = Usage(self._share(), _memory_in_use(_head(self._memory)))
+        return self._last
+
+    def _share(self) -> float:
+        ticks, before = _ticks(_head(self._stat)), self._before
+        self._before = ticks
+        if ticks is None:
+            return min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) if hasattr(os, "getloadavg") else 0.0
+        if before is None:
+            before = (0, 0)  # Since the machine was started, for once.
+        if ticks[0] <= before[0]:
+            return self._last.cpu_share
+        return min(1.0, max(0.0, (ticks[1] - before[1]) / (ticks[0] - before[0])))
+
+
+def _memory_in_use(meminfo: bytes) -> int:
+    """What ``/proc/meminfo`` says cannot be had by another program; 0 when it does not say."""
+    total, available = _TOTAL.search(meminfo), _AVAILABLE.search(meminfo)
+    return max(0, int(total[1]) - int(available[1])) * 1024 if total and available else 0
+
+
+def _head(path: str) -> bytes:
+    """The first bytes of a file of the kernel, which are all that is looked at; nothing where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _HEAD_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def linux_on_battery(supplies: Path) -> bool | None:

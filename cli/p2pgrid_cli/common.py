@@ -17,6 +17,7 @@ from p2pgrid.errors import P2PGridError, UsageError
 if TYPE_CHECKING:
     import asyncio
 
+    import msgspec
     from rich.console import Console
 
     from p2pgrid.client.channel import Channel
@@ -52,6 +53,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, on uvloop where there is one."""
     import asyncio
 
+    from p2pgrid_cli import logs
+
+    logs.for_commands()
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with suppress(ImportError):
         from uvloop import new_event_loop
@@ -125,10 +129,19 @@ def show_error(error: P2PGridError) -> None:
 
 
 def console() -> Console:
-    """Where tables go. A file or a pipe has all the width that a table wants."""
+    """Where tables go. A file or a pipe has all the width that a table wants, unless COLUMNS says otherwise."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_COLUMNS, highlight=False)
+    said = os.environ.get("COLUMNS", "")
+    columns = int(said) if said.isdecimal() and 0 < int(said) < PIPE_COLUMNS else PIPE_COLUMNS
+    return Console() if sys.stdout.isatty() else Console(width=columns, highlight=False)
+
+
+def print_document(document: msgspec.Struct) -> None:
+    """A document of p2pgrid_cli.documents on stdout."""
+    import msgspec
+
+    print_json(msgspec.to_builtins(document))
 
 
 def print_json(document: Any) -> None:

@@ -15,12 +15,14 @@ import typer
 
 from p2pgrid.errors import UsageError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, home_of, print_json, print_line, run_async, say
+from p2pgrid_cli.common import HomeOption, JsonOption, home_of, print_document, print_line, run_async, say
+from p2pgrid_cli.completion import complete_runtime
 
 if TYPE_CHECKING:
     from p2pgrid.machine import ThisMachine
     from p2pgrid.runtimes.selftest.report import RuntimeReport
     from p2pgrid_cli.checkup import Check
+    from p2pgrid_cli.progress import Progress
 
 RUNTIMES = ("native", "command", "wasm", "python")
 COLUMNS_MAX = 100
@@ -30,12 +32,15 @@ _LEVEL_COLUMNS = len("namespaces") + 2
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: p2pgrid doctor --runtime wasm --runtime python")(doctor)
+    app.command()(doctor)
 
 
 def doctor(
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", metavar="NAME", help=f"Only this one; may be repeated: {', '.join(RUNTIMES)}.")
+        list[str] | None,
+        typer.Option(
+            "--runtime", metavar="NAME", help=f"Only this one; may be repeated: {', '.join(RUNTIMES)}.", autocompletion=complete_runtime
+        ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show every attack, not only those that got through.")] = False,
     as_json: JsonOption = False,
@@ -52,7 +57,9 @@ def doctor(
     reports, checks = run_async(_examine(wanted, home, quiet=as_json))
     good = holds(reports, asked=runtime is not None)
     if as_json:
-        print_json(document(reports, checks))
+        from p2pgrid_cli.documents.doctor import doctor_of
+
+        print_document(doctor_of(reports, checks))
     else:
         width = min(shutil.get_terminal_size((80, 24)).columns, COLUMNS_MAX)
         for line in [*report_lines(reports, width, verbose=verbose), "", *check_lines(checks, width)]:
@@ -66,15 +73,21 @@ async def _examine(wanted: tuple[str, ...], home: Path | None, *, quiet: bool) -
     from p2pgrid.runtimes import runner
     from p2pgrid.runtimes.tasks import PoolPolicy
     from p2pgrid_cli.checkup import check_all
+    from p2pgrid_cli.progress import Progress
 
     machine = ThisMachine()
     policy = PoolPolicy(programs=machine.caches() / "programs")
     offload = machine.offload()
     try:
         checks = await offload.run(check_all, policy, home_of(home).folder, time.time())
-        if not quiet:
-            say(_announcement(wanted, machine))
-        reports = await machine.selftest(policy, offload, wanted, runner.path())
+        with Progress() as progress:
+            if progress.live:
+                attacks = _Attacks(progress, _is_compiled(machine))
+                reports = await machine.selftest(policy, offload, wanted, runner.path(), attacks.note)
+            else:
+                if not quiet:
+                    say(_announcement(wanted, machine))
+                reports = await machine.selftest(policy, offload, wanted, runner.path())
     finally:
         await offload.close()
     return reports, checks
@@ -82,36 +95,39 @@ async def _examine(wanted: tuple[str, ...], home: Path | None, *, quiet: bool) -
 
 def _announcement(wanted: tuple[str, ...], machine: ThisMachine) -> str:
     text = "attacking the cages of this machine, which takes seconds"
-    programs = machine.caches() / "programs"
-    if "python" in wanted and not (programs.is_dir() and any(programs.iterdir())):
+    if "python" in wanted and not _is_compiled(machine):
         text += "; the first time the Python runner is compiled, which takes half a minute"
     return text
+
+
+def _is_compiled(machine: ThisMachine) -> bool:
+    programs = machine.caches() / "programs"
+    return programs.is_dir() and any(programs.iterdir())
+
+
+class _Attacks:
+    """How far the attacks on all runtimes are, for the eyes."""
+
+    def __init__(self, progress: Progress, compiled: bool) -> None:
+        self._progress = progress
+        self._compiled = compiled
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def note(self, runtime: str, made: int, begun: int) -> None:
+        """Told by the self-test."""
+        self._counts[runtime] = made, begun
+        all_made, all_begun = (sum(column) for column in zip(*self._counts.values(), strict=True))
+        python_made, python_begun = self._counts.get("python", (0, 0))
+        if not self._compiled and python_begun and not python_made and all_begun - all_made == python_begun:
+            self._progress.step("compiling the Python runner, the first time only")
+        else:
+            self._progress.count("attacking the cages of this machine", all_made, all_begun)
 
 
 def holds(reports: tuple[RuntimeReport, ...], *, asked: bool) -> bool:
     """Whether all is well: every runtime that could be tested holds, and there is one. ``asked``: all that are named have to."""
     counted = [report for report in reports if report.attempts or asked]
     return bool(counted) and all(report.holds for report in counted)
-
-
-def document(reports: tuple[RuntimeReport, ...], checks: list[Check]) -> dict[str, object]:
-    """The JSON document."""
-    return {
-        "runtimes": [
-            {
-                "runtime": report.runtime,
-                "level": report.level,
-                "holds": report.holds,
-                "reason": report.reason,
-                "attempts": [
-                    {"name": attempt.name, "held": attempt.held, "accepted": attempt.accepted, "detail": attempt.detail}
-                    for attempt in report.attempts
-                ],
-            }
-            for report in reports
-        ],
-        "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks],
-    }
 
 
 def report_lines(reports: tuple[RuntimeReport, ...], width: int, *, verbose: bool) -> list[str]:

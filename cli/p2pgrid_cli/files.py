@@ -13,13 +13,15 @@ import typer
 
 from p2pgrid.errors import BadDataError, UsageError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, console, print_json, print_line, say, size_text, wall_ms, with_channel
+from p2pgrid_cli.common import HomeOption, JsonOption, console, print_document, print_line, say, size_text, wall_ms, with_channel
+from p2pgrid_cli.completion import complete_blob
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
     from p2pgrid.client.transfer import Incoming
     from p2pgrid.model.ids import BlobId
     from p2pgrid.wire.owner import BlobLine, FileReply
+    from p2pgrid_cli.documents.blobs import Got
     from p2pgrid_cli.progress import TransferProgress
 
 T = TypeVar("T")
@@ -29,16 +31,21 @@ REPLICAS_MAX = 64
 AUTO = "auto"
 ID_CHARS = 52
 
-BlobArgument = Annotated[str, typer.Argument(metavar="ID", help="What 'p2pgrid put' printed; of what was put here, its beginning.")]
+BlobArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="What 'p2pgrid put' printed; its beginning will do for what was put here.", autocompletion=complete_blob
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: p2pgrid put data.csv --ttl 30d")(put)
-    app.command(epilog="Example: p2pgrid get 7xq3... -o data.csv")(get)
-    app.command(epilog="Example: p2pgrid blobs --json")(blobs)
-    app.command(epilog="Example: p2pgrid pin 7xq3...")(pin)
-    app.command(epilog="Example: p2pgrid unpin 7xq3...")(unpin)
+    app.command()(put)
+    app.command()(get)
+    app.command()(blobs)
+    app.command()(pin)
+    app.command()(unpin)
 
 
 def put(
@@ -48,6 +55,7 @@ def put(
     ] = "3",
     ttl: Annotated[str, typer.Option(metavar="SPAN", help="How long it is kept, as 12h, 7d or 4w.")] = "7d",
     days: Annotated[float, typer.Option(min=0, hidden=True)] = 0,
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
     """Store a file or a folder on several nodes; prints its id. Run again after an interruption, it goes on."""
@@ -65,7 +73,12 @@ def put(
             return await channel.put(path, replicas=wanted, expires_ms=expires_ms, listed=True, on_bytes=progress.more)
 
     reply = _resumable(home, store)
-    print_line(to_text(reply.blob))
+    if as_json:
+        from p2pgrid_cli.documents.blobs import put_of
+
+        print_document(put_of(reply))
+    else:
+        print_line(to_text(reply.blob))
     say(f"{size_text(reply.size_bytes)}, {reply.copies} cop{'ies' if reply.copies != 1 else 'y'}")
     if reply.copies < reply.wanted:
         say(f"fewer than {reply.wanted} copies: no other node with room could be reached; more are made when one can")
@@ -118,6 +131,7 @@ def get(
         Path | None, typer.Option("--output", "-o", help="File or folder to write. Default: stdout, for a file.", show_default=False)
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Of a folder, its list of files as stored.")] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
     """Fetch a file or a folder from whoever holds it, verified. Run again after an interruption, it goes on."""
@@ -126,8 +140,10 @@ def get(
     if output is not None:
         output = Path(os.path.abspath(output))
         _check_output(output)
+    elif as_json:
+        raise UsageError("stdout cannot take a document and the content", hint="say where the content is to be with -o")
 
-    async def fetch(channel: Channel) -> str:
+    async def fetch(channel: Channel) -> Got | None:
         from p2pgrid.model.folder import is_manifest
 
         wanted = await blob_named(channel, blob)
@@ -137,9 +153,12 @@ def get(
                     return await _save_folder(channel, incoming, output, progress)
                 return await _save_file(channel, incoming, output, progress)
 
-    said = _resumable(home, fetch)
-    if said:
-        say(said)
+    got = _resumable(home, fetch)
+    if got is not None and as_json:
+        print_document(got)
+    elif got is not None:
+        files = f"{got.files} file{'s' if got.files != 1 else ''}, " if got.kind == "folder" else ""
+        say(f"{files}{size_text(got.size_bytes)} in {got.path}")
 
 
 def _check_output(output: Path) -> None:
@@ -150,18 +169,20 @@ def _check_output(output: Path) -> None:
         check_place(output)
 
 
-async def _save_file(channel: Channel, incoming: Incoming, output: Path | None, progress: TransferProgress) -> str:
+async def _save_file(channel: Channel, incoming: Incoming, output: Path | None, progress: TransferProgress) -> Got | None:
     from p2pgrid.client.folders import get_file
+    from p2pgrid.model.ids import to_text
+    from p2pgrid_cli.documents.blobs import Got
 
     if output is None:
         async for data in incoming.chunks(0):
             sys.stdout.buffer.write(data)
             progress.more("getting", len(data), incoming.size_bytes)
         sys.stdout.flush()
-        return ""
+        return None
     target = output / _name_of(incoming) if output.is_dir() else output  # noqa: ASYNC240 - a look at one name
     await get_file(channel, incoming, target, progress.more)
-    return f"{size_text(incoming.size_bytes)} in {target}"
+    return Got(to_text(incoming.blob), "file", str(target), 1, incoming.size_bytes)
 
 
 def _name_of(incoming: Incoming) -> str:
@@ -177,9 +198,11 @@ def _name_of(incoming: Incoming) -> str:
     return to_text(incoming.blob)[:12]
 
 
-async def _save_folder(channel: Channel, incoming: Incoming, output: Path | None, progress: TransferProgress) -> str:
+async def _save_folder(channel: Channel, incoming: Incoming, output: Path | None, progress: TransferProgress) -> Got:
     from p2pgrid.client.folders import get_folder
     from p2pgrid.model.folder import MANIFEST_BYTES_MAX, decode_manifest
+    from p2pgrid.model.ids import to_text
+    from p2pgrid_cli.documents.blobs import Got
 
     if output is None:
         raise UsageError("this is a folder", hint="say where it is to be with -o FOLDER, or get its list of files with --raw")
@@ -188,8 +211,7 @@ async def _save_folder(channel: Channel, incoming: Incoming, output: Path | None
     content = b"".join([data async for data in incoming.chunks(0)])
     manifest = decode_manifest(content)
     await get_folder(channel, incoming.blob, manifest, output, progress.more)
-    count = len(manifest.files)
-    return f"{count} file{'s' if count != 1 else ''}, {size_text(manifest.size_bytes)} in {output}"
+    return Got(to_text(incoming.blob), "folder", str(output), len(manifest.files), manifest.size_bytes)
 
 
 async def blob_named(channel: Channel, text: str) -> BlobId:
@@ -211,7 +233,8 @@ def blobs(
     home: HomeOption = None,
 ) -> None:
     """List what was put or pinned at this node."""
-    from p2pgrid_cli.blobtables import blob_document, blobs_table
+    from p2pgrid_cli.blobtables import blobs_table
+    from p2pgrid_cli.documents.blobs import blobs_of
 
     async def listed(channel: Channel) -> list[BlobLine]:
         mine = await channel.blobs()
@@ -222,30 +245,35 @@ def blobs(
 
     lines = with_channel(home, listed)
     if as_json:
-        print_json({"blobs": [blob_document(line) for line in lines]})
+        print_document(blobs_of(lines))
     else:
         out = console()
         out.print(blobs_table(lines, out.width, wall_ms()))
 
 
-def pin(blob: BlobArgument, home: HomeOption = None) -> None:
+def pin(blob: BlobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Keep a file or a folder at this node for good; it is fetched if it is not here."""
-    _set_pin(blob, home, keep=True)
-    say("pinned")
+    _set_pin(blob, home, keep=True, as_json=as_json)
 
 
-def unpin(blob: BlobArgument, home: HomeOption = None) -> None:
+def unpin(blob: BlobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Give up at this node what was pinned or put here. Other nodes keep their copies until their time is over."""
-    _set_pin(blob, home, keep=False)
-    say("given up")
+    _set_pin(blob, home, keep=False, as_json=as_json)
 
 
-def _set_pin(blob: str, home: Path | None, *, keep: bool) -> None:
+def _set_pin(blob: str, home: Path | None, *, keep: bool, as_json: bool) -> None:
+    from p2pgrid.model.ids import to_text
+    from p2pgrid_cli.documents.blobs import Pinned
     from p2pgrid_cli.progress import TransferProgress
 
-    async def change(channel: Channel) -> None:
+    async def change(channel: Channel) -> BlobId:
         wanted = await blob_named(channel, blob)
         with TransferProgress() as progress:
             await channel.pin(wanted, keep=keep, on_bytes=progress.more)
+        return wanted
 
-    with_channel(home, change)
+    changed = with_channel(home, change)
+    if as_json:
+        print_document(Pinned(to_text(changed), keep))
+    else:
+        say("pinned" if keep else "given up")

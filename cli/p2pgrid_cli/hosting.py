@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from p2pgrid_cli.localgrid import LocalNodes
 
 LOCAL_START_S = 30.0
+QUIET_S = 20.0
+QUIET_BYTES = 1 << 20
+"""Less than this in so long is what nodes say to one another when there is nothing to do."""
 DAY_MS = 24 * 3600 * 1000
 
 
@@ -37,9 +40,28 @@ async def running_node(home: Home, membership: HomeMembership, config: NodeConfi
     node = Node(home, membership, config, ports)
     try:
         await node.start()
-        yield node
+        tidying = loop.create_task(_give_back_memory(node))
+        try:
+            yield node
+        finally:
+            tidying.cancel()
+            await asyncio.gather(tidying, return_exceptions=True)
     finally:
         await node.close()
+
+
+async def _give_back_memory(node: Node) -> None:
+    """When work has ended and nothing has come since: a node that waits leaves its owner the memory that it took for chunks."""
+    from p2pgrid.machine import give_back_memory
+
+    before, given = -1, False
+    while True:
+        await asyncio.sleep(QUIET_S)
+        moved = sum(node.pool.traffic()) + node.working.done
+        quiet = before >= 0 and moved - before < QUIET_BYTES
+        if quiet and not given:
+            await node.offload.run(give_back_memory)
+        before, given = moved, quiet
 
 
 @asynccontextmanager

@@ -7,31 +7,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid_cli.common import HomeOption, JsonOption, console, job_named, print_json, say, with_channel
+from p2pgrid_cli import exits
+from p2pgrid_cli.common import HomeOption, JsonOption, console, job_named, print_document, say, with_channel
+from p2pgrid_cli.completion import complete_job
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
     from p2pgrid.model.ids import JobId
     from p2pgrid.wire.owner import CancelReply
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.", autocompletion=complete_job)]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: p2pgrid jobs --json")(jobs)
-    app.command(epilog="Example: p2pgrid results 7xq3 --wait -o folder")(results)
-    app.command(epilog="Example: p2pgrid watch 7xq3")(watch)
-    app.command(epilog="Example: p2pgrid cancel 7xq3")(cancel)
+    app.command()(jobs)
+    app.command()(results)
+    app.command()(watch)
+    app.command()(cancel)
 
 
 def jobs(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List the jobs this node leads or keeps."""
-    from p2pgrid_cli.render import job_document, jobs_table
+    from p2pgrid_cli.documents.jobs import jobs_of
+    from p2pgrid_cli.render import jobs_table
 
     lines = with_channel(home, lambda channel: channel.jobs())
     if as_json:
-        print_json({"jobs": [job_document(line) for line in lines]})
+        print_document(jobs_of(lines))
     else:
         out = console()
         out.print(jobs_table(lines, out.width))
@@ -73,37 +76,49 @@ async def _known_somewhere(channel: Channel, job: JobId) -> None:
         raise UnreachableError(error.message, reason=error.reason, hint=error.hint) from error
 
 
-def watch(job: JobArgument, home: HomeOption = None) -> None:
-    """Watch a job until it ends: how far it is, who leads it, what it waits for. Its results are not printed."""
+def watch(
+    job: JobArgument,
+    once: Annotated[bool, typer.Option("--once", help="One look at it, whether or not it has ended.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Watch a job until it ends: its units, who does how much of them, what is late, what failed. Its results are not printed.
+
+    On a terminal it is a live picture, else a line for each change. Ctrl-C ends the watching, not the job.
+    """
 
     async def show(channel: Channel) -> int:
-        from p2pgrid.client.running import Outcome
-        from p2pgrid_cli.progress import Progress
-        from p2pgrid_cli.results import code_of, report
-        from p2pgrid_cli.watching import Telling
+        from p2pgrid_cli.watching import live
 
         known = await job_named(channel, job)
         await _known_somewhere(channel, known)
-        with Progress() as progress:
-            telling = Telling(progress)
-            async for event in channel.follow(known, wait=True):
-                telling.event(event)
-        outcome = Outcome(event.line, note=event.note)
-        report(known, outcome)
-        return code_of(outcome)
+        if as_json:
+            from p2pgrid_cli.documents.watching import watch_of
+
+            print_document(watch_of(*await live.glance(channel, known, live.CELLS)))
+            return exits.OK
+        if once:
+            live.print_once(await live.glance(channel, known, live.CELLS))
+            return exits.OK
+        return await live.to_the_end(channel, known)
 
     code = with_channel(home, show)
     if code:
         raise typer.Exit(code)
 
 
-def cancel(job: JobArgument, home: HomeOption = None) -> None:
+def cancel(job: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Cancel a job, wherever it is led. What was decided before stays readable."""
 
-    async def stop(channel: Channel) -> CancelReply:
+    async def stop(channel: Channel) -> tuple[JobId, CancelReply]:
         known = await job_named(channel, job)
         await _known_somewhere(channel, known)
-        return await channel.cancel_everywhere(known)
+        return known, await channel.cancel_everywhere(known)
 
-    reply = with_channel(home, stop)
+    known, reply = with_channel(home, stop)
+    if as_json:
+        from p2pgrid_cli.documents.jobs import cancelled_of
+
+        print_document(cancelled_of(known, reply))
+        return
     say(f"job {reply.state}" + (f"; {reply.told} other node{'s' if reply.told != 1 else ''} told" if reply.told else ""))

@@ -8,6 +8,7 @@ a node ends by itself when this process is gone.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -38,9 +40,11 @@ class LocalNodes:
     """``nodes`` processes, started at once; they join when :meth:`invite` is called. ``close`` leaves nothing behind."""
 
     def __init__(self, nodes: int) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="p2pgrid-local-"))
-        cpus = max(1, (os.cpu_count() or 1) // nodes)
         self._processes: list[_Process] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="p2pgrid-local-"))
+        # Ctrl-C may come before anybody has this object to close it.
+        atexit.register(self._end)
+        cpus = max(1, (os.cpu_count() or 1) // nodes)
         start = _Forked if hasattr(os, "fork") and threading.active_count() == 1 else _Spawned
         for number in range(1, nodes + 1):
             home = self._home(number)
@@ -69,10 +73,13 @@ class LocalNodes:
 
     async def close(self) -> None:
         """End the processes. Nothing in their homes is worth a polite end."""
-        for process in self._processes:
-            process.kill()
-        self._processes.clear()
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(self._end)
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        while self._processes:
+            self._processes.pop().kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class _Forked:
@@ -84,12 +91,17 @@ class _Forked:
     def __init__(self, arguments: list[str], log: Path) -> None:
         read, self._write = os.pipe()
         self._writes.append(self._write)
-        self._pid = os.fork()
         self._code: int | None = None
-        if self._pid == 0:
-            for write in self._writes:
-                os.close(write)
-            _be_a_node(arguments, log, read)
+        # A child that heard Ctrl-C before it is on its own would go on with the parent's program.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._pid = os.fork()
+            if self._pid == 0:
+                for write in self._writes:
+                    os.close(write)
+                _be_a_node(arguments, log, read, heard)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         os.close(read)
 
     def invite(self, text: str) -> None:
@@ -110,11 +122,12 @@ class _Forked:
             self._code = -signal.SIGKILL
 
 
-def _be_a_node(arguments: list[str], log: Path, invite: int) -> None:
-    """The child's whole life. It must never return into the parent's program."""
+def _be_a_node(arguments: list[str], log: Path, invite: int, heard: Collection[int]) -> None:
+    """The child's whole life. It must never return into the parent's program. ``heard``: signals that were held back before."""
     code = 70
     try:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (output, 1), (output, 2)):

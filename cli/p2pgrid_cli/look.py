@@ -2,57 +2,103 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid_cli.common import HomeOption, JsonOption, console, print_json, with_channel
+from p2pgrid_cli.common import HomeOption, JsonOption, console, print_document, wall_ms, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
+    from p2pgrid.wire.owner import Snapshot
+    from p2pgrid_cli.dashboard.view import View
+
+INTERVAL_S = 0.5
+DUMB_INTERVAL_S = 5.0
+"""On a terminal that only prints, where each look is a page more."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: p2pgrid peers --json")(peers)
-    app.command(epilog="Example: p2pgrid top --once")(top)
+    app.command()(peers)
+    app.command()(top)
 
 
 def peers(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List the nodes of the grid, with what they have to spare."""
-    from p2pgrid_cli.render import peer_document, peers_table
+    from p2pgrid_cli.documents.peers import peers_of
+    from p2pgrid_cli.render import peers_table
 
     reply = with_channel(home, lambda channel: channel.peers())
     if as_json:
-        print_json({"complete": reply.complete, "peers": [peer_document(line) for line in reply.peers]})
+        print_document(peers_of(reply))
     else:
         out = console()
-        out.print(peers_table(reply.peers, out.width))
+        out.print(peers_table(reply.peers, out.width, wall_ms()))
 
 
 def top(
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds between two looks. Default: 0.5; 5 where the terminal only prints.")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one look and end.")] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """A live picture of this node, its peers and its jobs. Ctrl-C ends it."""
+    """A live picture of this node, its peers and its jobs. ? tells the keys, q quits."""
 
-    async def watch(channel: Channel) -> None:
-        import asyncio
+    async def watch(channel: Channel) -> int:
+        live = not (once or as_json) and sys.stdout.isatty()
+        # Who looks once wants all of it now; a live picture begins at once and fills up.
+        first = await channel.snapshot(refresh=not live)
+        if as_json:
+            from p2pgrid_cli.documents.top import top_of
 
-        from rich.live import Live
+            print_document(top_of(first))
+            return 0
+        if not live:
+            _print(first)
+            return 0
+        if os.environ.get("TERM", "") in ("dumb", "unknown", ""):
+            await _print_often(channel, first, interval or DUMB_INTERVAL_S)
+            return 0
+        from p2pgrid_cli.dashboard.live import Live, own_terminal
 
-        from p2pgrid_cli.render import dashboard
+        return await Live(channel, own_terminal(), _view(), first, interval_s=interval or INTERVAL_S).run()
 
-        out = console()
-        picture = dashboard(await channel.snapshot(refresh=True), out.width)
-        if once or not sys.stdout.isatty() or out.is_dumb_terminal:
-            out.print(picture)
-            return
-        with Live(picture, console=out, screen=True, auto_refresh=False) as live:
-            while True:
-                await asyncio.sleep(interval)
-                live.update(dashboard(await channel.snapshot(), out.width), refresh=True)
+    ended_by = with_channel(home, watch)
+    if ended_by:
+        raise typer.Exit(128 + ended_by)
 
-    with_channel(home, watch)
+
+def _view() -> View:
+    """The view at the start: with the signs that the terminal's encoding has."""
+    from p2pgrid_cli.dashboard.lines import ASCII, UNICODE
+    from p2pgrid_cli.dashboard.live import utc_offset_s
+    from p2pgrid_cli.dashboard.view import View
+
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    return View(glyphs=ASCII if plain else UNICODE, utc_offset_s=utc_offset_s())
+
+
+def _print(snapshot: Snapshot) -> None:
+    """One look, as lines without colour."""
+    from p2pgrid_cli.dashboard.plain import plain_text
+
+    text = plain_text(snapshot, _view(), console().width) + "\n"
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+async def _print_often(channel: Channel, first: Snapshot, interval_s: float) -> None:
+    """A look after each interval, until Ctrl-C."""
+    import asyncio
+
+    _print(first)
+    while True:
+        await asyncio.sleep(interval_s)
+        sys.stdout.write("\n")
+        _print(await channel.snapshot())

@@ -1,80 +1,143 @@
-"""``p2pgrid``: the commands, and the one place where errors leave the program."""
+"""``p2pgrid``: the entry of the program, and the one place where errors leave it.
+
+Hardly anything is imported before :func:`main` runs, so that Ctrl-C finds somebody to hear it from the first moment, and
+``p2pgrid --help`` costs little more than an interpreter does.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
 
-import click
-import typer
+TYPE_CHECKING = False  # As in typing, which takes longer to import than all that is needed here.
+if TYPE_CHECKING:
+    from types import FrameType
 
-from p2pgrid import __version__
-from p2pgrid.errors import P2PGridError
-from p2pgrid_cli import doctor, exits, files, jobs, look, membership, pausing, run, simulate, why
-from p2pgrid_cli.common import print_line, say, show_error
+    import click
 
-app = typer.Typer(
-    name="p2pgrid",
-    help="Share spare CPU and storage with other machines, and use theirs. No server.",
-    epilog="Begin with: p2pgrid run --local 4 SCRIPT.py   or: p2pgrid join",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print_line(f"p2pgrid {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
-) -> None:
-    """Share spare CPU and storage with other machines, and use theirs. No server."""
-
-
-for module in (membership, run, jobs, files, look, pausing, why, doctor, simulate):
-    module.register(app)
+INTERRUPTED = 130
+STOPPED = b"stopped\n"
 
 
 def main() -> None:
-    """Entry point: run, and turn errors into a line, a hint and an exit code."""
+    """Run one command, and turn errors into a line, a hint and an exit code."""
+    ours = _end_at_once()
+    from p2pgrid.errors import P2PGridError
+    from p2pgrid_cli import exits
+
     try:
-        # What a command returns is no exit code; typer.Exit arrives here as its number.
-        sys.exit(app(standalone_mode=False) or exits.OK)
-    except click.UsageError as error:
-        _show_usage(error)
-        sys.exit(exits.USAGE)
+        _run(sys.argv[1:], ours)
+        _flush()
+        sys.exit(exits.OK)
     except P2PGridError as error:
-        show_error(error)
+        _say(f"p2pgrid: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
         sys.exit(exits.code_of(error))
     except KeyboardInterrupt:
-        say("stopped")
+        _say("stopped")
         sys.exit(exits.INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not complain about it while it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         sys.exit(exits.UNIT_FAILED)
     except Exception as error:
         if os.environ.get("P2PGRID_TRACEBACK"):
             raise
-        say(f"p2pgrid: this is a bug: {type(error).__name__}: {error}")
-        say("  hint: run it again with P2PGRID_TRACEBACK=1 and report what it prints")
+        _say(f"p2pgrid: this is a bug: {type(error).__name__}: {error}")
+        _say("  hint: run it again with P2PGRID_TRACEBACK=1 and report what it prints")
         sys.exit(exits.BUG)
+
+
+def _run(words: list[str], ours: bool) -> None:
+    """Parse and run. From the moment when the words are understood Ctrl-C is an exception, if it is ``ours``."""
+    from p2pgrid_cli import catalog, exits
+
+    plain = catalog.is_plain(words)
+    if plain:
+        sys.stdout.write(f"{_version() if plain == 'version' else catalog.main_help(catalog.help_columns())}\n")
+        return
+    import click
+
+    from p2pgrid_cli import program
+
+    try:
+        instruction = os.environ.get(program.COMPLETE_VARIABLE)
+        if instruction:
+            from p2pgrid_cli.completion import respond
+
+            sys.exit(respond(instruction))
+        context = program.program.make_context(catalog.PROGRAM, words)
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        with context:
+            program.program.invoke(context)
+    except click.UsageError as error:
+        _show_usage(error)
+        sys.exit(exits.USAGE)
+    except click.exceptions.Exit as error:
+        _flush()
+        sys.exit(error.exit_code)
+
+
+def _end_at_once() -> bool:
+    """While modules are imported, Ctrl-C ends the process: nothing is to be put in order yet, and an import that is cut short
+    leaves messages. False where Ctrl-C is ignored or somebody else's.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, STOPPED)
+        os._exit(INTERRUPTED)
+
+    try:
+        signal.signal(signal.SIGINT, end)
+    except ValueError:
+        return False  # Not the main thread: nobody interrupts it.
+    return True
+
+
+def _version() -> str:
+    from p2pgrid import __version__
+
+    return f"p2pgrid {__version__}"
+
+
+def _say(text: str) -> None:
+    """As ``common.say``, without what that imports. Whoever read our messages may have gone, too."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:
+        _give_up_output()
+
+
+def _flush() -> None:
+    """Find out now whether somebody reads the last words: the interpreter would complain while it ends."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_output()
+        sys.exit(1)
+
+
+def _give_up_output() -> None:
+    """Whoever read our output has gone; the interpreter must not complain about it while it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(null, stream.fileno())
 
 
 def _show_usage(error: click.UsageError) -> None:
     """A line and a hint for what the option parser refused; the whole help when there was nothing to parse."""
+    import click
+
     path = error.ctx.command_path if error.ctx else "p2pgrid"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        say(error.format_message())
+        _say(error.format_message())
         return
     message = error.format_message().rstrip(".").replace("valid float range", "number").replace("valid integer range", "whole number")
-    say(f"p2pgrid: {message[:1].lower()}{message[1:]}")
-    say(f"  hint: {path} --help")
+    _say(f"p2pgrid: {' '.join(f'{message[:1].lower()}{message[1:]}'.split())}")
+    _say(f"  hint: {path} --help")

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ import typer
 from p2pgrid.errors import ConfigError, P2PGridError, TryAgainError, UnreachableError, UsageError
 from p2pgrid_cli import exits
 from p2pgrid_cli.common import HomeOption, home_of, print_line, run_async, say, wall_ms, with_channel
+from p2pgrid_cli.completion import complete_role, complete_runtimes
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -27,14 +29,16 @@ WITHIN_S = 25.0
 LOOK_S = 0.02
 READY = "ready: "
 DAYS = 365.0
+LENT, WHEN, NETWORK = "What is lent", "To whom, and when", "Network"
+"""Groups of options."""
 ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Default: the first four."
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: p2pgrid join --detach --cpus 2 --storage 20G")(join)
-    app.command(epilog="Example: p2pgrid leave --home ~/second")(leave)
-    app.command(epilog="Example: p2pgrid invite --role work --role store --days 30")(invite)
+    app.command()(join)
+    app.command()(leave)
+    app.command()(invite)
 
 
 def join(
@@ -43,74 +47,111 @@ def join(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background and return when ready.")] = False,
     name: Annotated[str | None, typer.Option(help="What others see. Default: the host's name.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=0, help="Cores to lend. Default: all.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory to lend, as 4G. Default: half.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Storage to lend, as 10G. Default: 10G, at most a tenth of the free disk.")] = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on. Default: all addresses, any free port.")] = None,
-    native: Annotated[bool | None, typer.Option("--native/--no-native", help="Run native code and commands of other members here.")] = None,
-    runtimes: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Runtimes to offer: native, command, python, wasm, or all.")
+    cpus: Annotated[int | None, typer.Option(min=0, rich_help_panel=LENT, help="Cores to lend. Default: all.")] = None,
+    memory: Annotated[str | None, typer.Option(rich_help_panel=LENT, help="Memory to lend, as 4G. Default: half.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(rich_help_panel=LENT, help="Storage to lend, as 10G. Default: 10G, at most a tenth of the free disk.")
     ] = None,
-    packages: Annotated[str | None, typer.Option(metavar="WHICH", help="Packages that native units may bring: any, off, or names.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(rich_help_panel=NETWORK, help="HOST:PORT to listen on. Default: all addresses, any free port.")
+    ] = None,
+    native: Annotated[
+        bool | None, typer.Option("--native/--no-native", rich_help_panel=LENT, help="Run native code and commands of other members here.")
+    ] = None,
+    runtimes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            rich_help_panel=LENT,
+            help="Runtimes to offer: native, command, python, wasm, or all.",
+            autocompletion=complete_runtimes,
+        ),
+    ] = None,
+    packages: Annotated[
+        str | None, typer.Option(metavar="WHICH", rich_help_panel=LENT, help="Packages that native units may bring: any, off, or names.")
+    ] = None,
     accept_from: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Work only for this submitter; repeatable. all: for every member.")
+        list[str] | None,
+        typer.Option(metavar="KEY", rich_help_panel=WHEN, help="Work only for this submitter; repeatable. all: for every member."),
     ] = None,
     only_idle: Annotated[
-        str | None, typer.Option(metavar="MINUTES", help="Work only when nobody has touched the machine for so long. 0: always.")
+        str | None,
+        typer.Option(metavar="MINUTES", rich_help_panel=WHEN, help="Work only when nobody has touched the machine for so long. 0: always."),
     ] = None,
-    on_battery: Annotated[bool | None, typer.Option("--on-battery/--no-on-battery", help="Work on battery, too. Default: no.")] = None,
-    hours: Annotated[str | None, typer.Option(metavar="FROM-TO", help="Work only then, as 22:00-07:00, local time; or always.")] = None,
+    on_battery: Annotated[
+        bool | None, typer.Option("--on-battery/--no-on-battery", rich_help_panel=WHEN, help="Work on battery, too. Default: no.")
+    ] = None,
+    hours: Annotated[
+        str | None, typer.Option(metavar="FROM-TO", rich_help_panel=WHEN, help="Work only then, as 22:00-07:00, local time; or always.")
+    ] = None,
     busy: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Pause when other programs use more of the CPU, as 30%. 0: never.")
+        str | None,
+        typer.Option(metavar="SHARE", rich_help_panel=WHEN, help="Pause when other programs use more of the CPU, as 30%. 0: never."),
     ] = None,
-    nice: Annotated[int | None, typer.Option(help="How much units give way to the owner's programs, 0 to 19. Default: 19.")] = None,
-    upload: Annotated[str | None, typer.Option(metavar="RATE", help="Most bytes of blobs a second to others, as 1M. 0: no cap.")] = None,
-    download: Annotated[str | None, typer.Option(metavar="RATE", help="Most bytes of blobs a second from others. 0: no cap.")] = None,
+    nice: Annotated[
+        int | None, typer.Option(rich_help_panel=WHEN, help="How much units give way to the owner's programs, 0 to 19. Default: 19.")
+    ] = None,
+    upload: Annotated[
+        str | None, typer.Option(metavar="RATE", rich_help_panel=NETWORK, help="Most bytes of blobs a second to others, as 1M. 0: no cap.")
+    ] = None,
+    download: Annotated[
+        str | None, typer.Option(metavar="RATE", rich_help_panel=NETWORK, help="Most bytes of blobs a second from others. 0: no cap.")
+    ] = None,
     leave_within: Annotated[
         float, typer.Option(min=0.0, help="Seconds for leaving in good order, after 'p2pgrid leave' or SIGTERM. 0: go at once.")
     ] = WITHIN_S,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", envvar="P2PGRID_LOG", metavar="LEVEL", help="debug, info or warning. Default: info.")
+    ] = None,
     home: HomeOption = None,
     parent: Annotated[int, typer.Option(hidden=True)] = 0,
     for_owner: Annotated[bool, typer.Option("--for-owner", hidden=True)] = False,
+    log_file: Annotated[Path | None, typer.Option("--log-file", hidden=True)] = None,
 ) -> None:
     """Run a node: found a private grid, enter one with an invite, or start again where this home was.
 
     Terms that are not said hold as said before. Each can also be set in config.toml in the home, or as P2PGRID_ONLY_IDLE and so on.
     """
     options = dict(locals())  # Before there is any other name: what was said, by the names of the terms.
+    from p2pgrid_cli import logs
     from p2pgrid_cli.settings import from_flags
     from p2pgrid_cli.terms import TERMS
 
+    level = logs.level_of(log_level, logs.QUIET if for_owner else logs.USUAL)
     asked = from_flags(**{term.name: options[term.name] for term in TERMS})
     if detach:
         _detach(home_of(home))
         return
-    if run_async(_join(home_of(home), invite, asked, parent, leave_within, for_owner)):
+    with logs.for_node(level, log_file):
+        interrupted = run_async(_join(home_of(home), invite, asked, parent, leave_within, for_owner))
+    if interrupted:
         raise typer.Exit(exits.INTERRUPTED)
 
 
 async def _join(home: Home, invite: str | None, asked: Settings, parent: int, leave_s: float, for_owner: bool) -> bool:
     """Run the node until it is to stop; whether that was Ctrl-C. ``for_owner``: it serves one command of whoever started it."""
+    from p2pgrid_cli.ending import noted
     from p2pgrid_cli.hosting import running_node
     from p2pgrid_cli.settings import config_of, load, save, saved
 
     home.prepare()
     home.lock()
     try:
-        config = config_of(asked if for_owner else asked.over(load(home)), home.folder, volunteers=not for_owner, temporary=for_owner)
-        said = asked.over(saved(home))
-        membership, fresh = _membership(home, invite)
-        try:
-            async with running_node(home, membership, config) as node:
-                fresh = False
-                save(home, said)
-                _greet(node, membership)
-                return await _until_stopped(node, parent, leave_s)
-        except P2PGridError:
-            if fresh:
-                # Nothing was entered yet: the next try must be free to use another invite.
-                (home.folder / "membership").unlink(missing_ok=True)
-            raise
+        with noted(home, keeps=not for_owner) as ending:
+            config = config_of(asked if for_owner else asked.over(load(home)), home.folder, volunteers=not for_owner, temporary=for_owner)
+            said = asked.over(saved(home))
+            membership, fresh = _membership(home, invite)
+            try:
+                async with running_node(home, membership, config) as node:
+                    fresh, ending.started = False, True
+                    save(home, said)
+                    _greet(node, membership)
+                    return await _until_stopped(node, parent, leave_s)
+            except P2PGridError:
+                if fresh:
+                    # Nothing was entered yet: the next try must be free to use another invite.
+                    (home.folder / "membership").unlink(missing_ok=True)
+                raise
     finally:
         home.close()
 
@@ -119,7 +160,8 @@ def _membership(home: Home, invite: str | None) -> tuple[HomeMembership, bool]:
     """The home's membership, made now if there is none; and whether an invite was just accepted."""
     from p2pgrid.core.invites import parse_invite
     from p2pgrid.model.ids import short
-    from p2pgrid.services.membership import accept_invite, found_grid, load
+    from p2pgrid.model.reasons import Reason
+    from p2pgrid.services.membership import accept_invite, found_grid, load, renews
 
     known = load(home)
     if invite is None:
@@ -130,7 +172,10 @@ def _membership(home: Home, invite: str | None) -> tuple[HomeMembership, bool]:
     if known.grid.id != invited.grid.id:
         ours, theirs = (f"'{grid.name}' ({short(grid.id)})" for grid in (known.grid, invited.grid))
         hint = "use another --home for another grid"
-        raise ConfigError(f"this home is already a member of {ours}, and the invite is for {theirs}", hint=hint)
+        text = f"this home is already a member of {ours}, and the invite is for {theirs}"
+        raise ConfigError(text, reason=Reason.OTHER_GRID, hint=hint)
+    if renews(home, known, invited, wall_ms()):
+        return accept_invite(home, invited, wall_ms()), False
     return known, False
 
 
@@ -201,37 +246,40 @@ def _detach(home: Home) -> None:
     """Start the same command as a process of its own, and wait until it is ready or has failed."""
     import subprocess
 
+    from p2pgrid_cli.progress import Progress
+
     home.prepare()
     running = home.running()
     if running is not None:
         raise TryAgainError(f"a node already runs in '{home.folder}' (pid {running.pid})", hint="p2pgrid leave stops it")
-    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
-    log_path = home.folder / "node.log"
-    with log_path.open("ab") as log:
-        start = log.tell()
+    # What it says for people goes into a file of this start; its log has one of its own.
+    arguments = [*[argument for argument in sys.argv[1:] if argument != "--detach"], "--log-file", str(home.folder / "node.log")]
+    said_path = home.folder / "output.log"
+    with open(os.open(said_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), "wb") as output:
         environment = {**os.environ, "P2PGRID_HOME": str(home.folder)}
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "p2pgrid_cli", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             env=environment,
         )
     deadline = time.monotonic() + DETACH_S
-    while time.monotonic() < deadline:
-        code: int | None = None
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(LOOK_S)
-        with log_path.open("rb") as log:
-            log.seek(start)
-            said = log.read().decode(errors="replace")
-        if READY in said or code is not None:
-            sys.stderr.write(said)
-            if code is not None:
-                raise typer.Exit(code)
-            return
-    raise UnreachableError("the node did not become ready in a minute", hint=f"see '{log_path}'")
+    with Progress() as progress:
+        progress.step("starting the node, and meeting the grid")
+        while time.monotonic() < deadline:
+            code: int | None = None
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(LOOK_S)
+            said = said_path.read_text(errors="replace")
+            if READY in said or code is not None:
+                progress.stop()
+                sys.stderr.write(said)
+                if code is not None:
+                    raise typer.Exit(code)
+                return
+    raise UnreachableError("the node did not become ready in a minute", hint=f"see '{said_path}'")
 
 
 def leave(home: HomeOption = None) -> None:
@@ -258,7 +306,7 @@ async def _left(channel: Channel, home: Home) -> None:
 
 
 def invite(
-    role: Annotated[list[str] | None, typer.Option("--role", help=ROLE_HELP)] = None,
+    role: Annotated[list[str] | None, typer.Option("--role", help=ROLE_HELP, autocompletion=complete_role)] = None,
     expires: Annotated[float, typer.Option("--days", min=0.001, help="Days until the invite and all memberships from it end.")] = DAYS,
     home: HomeOption = None,
 ) -> None:

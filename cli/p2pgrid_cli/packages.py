@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from p2pgrid.model.script import JobScript
 
 
-async def take_packages(plan: Plan, script: JobScript, channel: Channel, note: Callable[[str], None]) -> None:
+async def take_packages(
+    plan: Plan, script: JobScript, channel: Channel, note: Callable[[str], None], step: Callable[[str], None] | None = None
+) -> None:
     """Lock what the script depends on, and take the wheels along for every kind of machine in the grid.
+
+    ``note``: told what the user should know; ``step``: told what is being done now, None for ``note``.
 
     Raises what :func:`p2pgrid.client.locking.lock` raises.
     """
@@ -30,7 +34,7 @@ async def take_packages(plan: Plan, script: JobScript, channel: Channel, note: C
     targets = list(dict.fromkeys(Target(offer.platform, offer.python) for offer in offers))
     offload = ThreadOffload()
     try:
-        found = await lock(script, targets, ThisMachine().caches() / "locks", note, offload=offload, wall_ms=wall_ms)
+        found = await lock(script, targets, ThisMachine().caches() / "locks", note, offload=offload, wall_ms=wall_ms, step=step)
     finally:
         await offload.close()
     if found is not None:

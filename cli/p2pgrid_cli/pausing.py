@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid_cli.common import HomeOption, JsonOption, print_json, print_line, with_channel
+from p2pgrid_cli.common import HomeOption, JsonOption, print_document, print_line, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.wire.owner import OwnPause
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: p2pgrid pause --for 2h")(pause)
-    app.command(epilog="Example: p2pgrid resume --home ~/second")(resume)
-    app.command(epilog="Example: p2pgrid finish --json")(finish)
+    app.command()(pause)
+    app.command()(resume)
+    app.command()(finish)
 
 
 def pause(
@@ -43,7 +43,9 @@ def finish(as_json: JsonOption = False, home: HomeOption = None) -> None:
 
 def _show(told: OwnPause, as_json: bool) -> None:
     if as_json:
-        print_json(pause_document(told))
+        from p2pgrid_cli.documents.pausing import pause_of
+
+        print_document(pause_of(told))
         return
     for line in pause_lines(told):
         print_line(line)
@@ -61,14 +63,12 @@ def pause_lines(told: OwnPause) -> list[str]:
 
 def pause_document(told: OwnPause) -> dict[str, object]:
     """The state for programs."""
-    return {
-        "state": told.state,
-        "reason": told.reason or None,
-        "sentence": told.sentence,
-        "since_ms": told.since_ms or None,
-        "until_ms": told.until_ms or None,
-        "ends": told.ends,
-    }
+    import msgspec
+
+    from p2pgrid_cli.documents.pausing import pause_of
+
+    document: dict[str, object] = msgspec.to_builtins(pause_of(told))
+    return document
 
 
 def _span_text(seconds: float) -> str:

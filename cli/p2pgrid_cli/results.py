@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from p2pgrid.errors import BadDataError, RefusedError, TryAgainError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import print_json, say
+from p2pgrid_cli.common import print_document, say
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from p2pgrid.model.ids import JobId
     from p2pgrid.model.script import JobScript
     from p2pgrid.model.values import FileRef
+    from p2pgrid_cli.documents.results import Results
 
 PLAIN_DEPTH = 50
 
@@ -109,7 +110,13 @@ async def show_results(
     from p2pgrid.client.running import collect
 
     shown = Shown(gather=as_json or finish is not None)
-    outcome = await collect(channel, job, wait=wait, on_value=shown.take, on_event=progress.event)
+
+    def take(number: int, value: Any) -> None:
+        with progress.aside():
+            shown.take(number, value)
+
+    prints = progress.live and not shown.gather and sys.stdout.isatty()
+    outcome = await collect(channel, job, wait=wait, on_value=take if prints else shown.take, on_event=progress.event)
     progress.stop()
     await save_files(channel, job, shown.files, output)
     if finish is not None and not outcome.line.failed and outcome.line.state == "done":
@@ -118,7 +125,7 @@ async def show_results(
         if not as_json:
             print_value(finished, sys.stdout.buffer)
     if as_json:
-        print_json(document(job, outcome, shown))
+        print_document(document(job, outcome, shown))
     report(job, outcome, stays=stays)
     return code_of(outcome)
 
@@ -141,29 +148,11 @@ def _finish(finish: tuple[JobScript, Path], values: list[Any], outcome: Outcome)
         raise BadDataError(f"{path}: finish() failed: {type(error).__name__}: {error}") from error
 
 
-def document(job: JobId, outcome: Outcome, shown: Shown) -> dict[str, Any]:
+def document(job: JobId, outcome: Outcome, shown: Shown) -> Results:
     """The document of ``run --json`` and ``results --json``."""
-    from p2pgrid.model.ids import to_text
+    from p2pgrid_cli.documents.results import results_of
 
-    line = outcome.line
-    burnt = {"fuel": {str(number): outcome.fuel[number] for number in sorted(outcome.fuel)}} if outcome.fuel else {}
-    return {
-        "job": to_text(job),
-        "name": line.name,
-        "state": line.state,
-        "units": line.units,
-        "done": line.done,
-        "failed": line.failed,
-        "disputed": line.disputed,
-        "conflicts": line.conflicts,
-        "units_per_node": {to_text(node): units for node, units in line.workers.items()},
-        "results": [plain(value) for value in shown.values],
-        "failures": [
-            {"unit": failure.number, "reason": str(failure.reason), "type": failure.type, "message": failure.message}
-            for failure in outcome.failures
-        ],
-        **burnt,
-    }
+    return results_of(job, outcome, [plain(value) for value in shown.values])
 
 
 def report(job: JobId, outcome: Outcome, *, stays: bool = True) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from p2pgrid.errors import BadDataError, UnreachableError, UsageError
 from p2pgrid.model.sizes import parse_size
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, beside, home_of, print_line, run_async, say, wall_ms
+from p2pgrid_cli.common import HomeOption, JsonOption, beside, home_of, print_document, print_line, run_async, say, wall_ms
+from p2pgrid_cli.completion import complete_runtime, complete_script
+from p2pgrid_cli.grouping import GroupedCommand
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -32,9 +33,11 @@ WASM_MAGIC = b"\0asm\1\0\0\0"
 STDIN = "-"
 """In the place of all items: they are the lines of stdin, read to its end."""
 CANCEL_S = 5.0
+WHERE, EACH_UNIT = "Where it runs", "Each unit"
+"""Groups of options."""
 
 
-class RunCommand(TyperCommand):
+class RunCommand(GroupedCommand):
     """Options come before the script or ``--``; all words after it are left as they are."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -69,35 +72,44 @@ class Request:
 
 def run(
     context: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py [ARGS]... | -- COMMAND {} ::: ITEM...")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="SCRIPT.py [ARGS]... | -- COMMAND {} ::: ITEM...", autocompletion=complete_script)
+    ] = None,
     local: Annotated[
-        int | None, typer.Option(min=1, max=64, help="An embedded grid of this many nodes on this machine, gone afterwards.")
+        int | None,
+        typer.Option(min=1, max=64, rich_help_panel=WHERE, help="An embedded grid of this many nodes on this machine, gone afterwards."),
     ] = None,
     quorum: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Equal answers that each unit needs, from as many workers. Default: 1.")
+        int | None,
+        typer.Option(
+            min=1, max=64, rich_help_panel=EACH_UNIT, help="Equal answers that each unit needs, from as many workers. Default: 1."
+        ),
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, max=64, help="Copies of each blob of the job. Default: 3.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one unit may take. Default: 3600.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory that one unit may take, as 512M.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=64, rich_help_panel=EACH_UNIT, help="Copies of each blob of the job. Default: 3.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, rich_help_panel=EACH_UNIT, help="Seconds that one unit may take. Default: 3600.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(rich_help_panel=EACH_UNIT, help="Memory that one unit may take, as 512M.")] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="auto, native, python, wasm or command. Default: auto, native where members trust you, else python.")
+        str | None,
+        typer.Option(
+            rich_help_panel=WHERE,
+            help="auto, native, python, wasm or command. Default: auto, native where members trust you, else python.",
+            autocompletion=complete_runtime,
+        ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return; the grid goes on.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", rich_help_panel=WHERE, help="Print the job's id and return; the grid goes on.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for result files. Default: ./results-ID.")] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Run work(item) of a script, or a command, on many items.
+    """Run work(item) of a script, or a command, on many items. The results go to stdout, in order.
 
-    \b
-    p2pgrid run job.py ARGS...               items come from inputs(*ARGS)
-    p2pgrid run job.py --over 1 2 3          items given here; files are taken along
-    seq 100 | p2pgrid run job.py --over -    items are the lines of stdin
-    p2pgrid run -- gzip -9kc {} ::: *.log    a command per item, like GNU parallel
-    p2pgrid run tool.wasm --over 1 2 3       a WebAssembly module, on any machine
-    p2pgrid run --local 4 job.py             on four nodes of this machine
-
-    Without a grid it computes on this machine.
+    Without a grid it computes on this machine. Options come before the script; all behind it is for the script.
     """
     request = _understand(words or [], bool(context.meta.get("p2pgrid.command")))
     asked = _runtime(request, runtime)
@@ -250,17 +262,15 @@ async def _run(
                 if request.script is not None and request.script.dependencies:
                     from p2pgrid_cli.packages import take_packages
 
-                    await take_packages(plan, request.script, channel, progress.note)
+                    await take_packages(plan, request.script, channel, progress.note, progress.tell)
+                progress.step("asking the grid which runtime fits")
                 plan.job, why = await settle(plan.job, runtime, channel, alone=not stays)
                 if why:
                     progress.note(f"runtime: {why}")
                 job, keepers = await submit(channel, plan, progress, detach=detach)
                 if detach:
                     progress.stop()
-                    _say_kept(keepers)
-                    from p2pgrid.model.ids import to_text
-
-                    print_line(to_text(job))
+                    _show_detached(job, keepers, as_json)
                     return exits.OK
                 return await _follow(channel, job, request, output, as_json, progress, stays)
         finally:
@@ -303,7 +313,7 @@ async def _channel(
     from p2pgrid_cli.settings import load as load_settings
 
     if nodes:
-        progress.note(f"starting {len(nodes)} local node{'s' if len(nodes) > 1 else ''}")
+        progress.tell(f"starting {len(nodes)} local node{'s' if len(nodes) > 1 else ''}")
         async with hosting.local_grid(nodes) as node, await _open(node) as channel:
             yield channel, False
         return
@@ -342,9 +352,17 @@ async def _open(node: Node) -> Channel:
     return await Channel.open(node.home, wall_ms)
 
 
-def _say_kept(keepers: int) -> None:
-    """How many nodes may be lost before a detached job is."""
+def _show_detached(job: JobId, keepers: int, as_json: bool) -> None:
+    """The job's id; on stderr how many nodes may be lost before it is."""
     from p2pgrid.core.keeping import K
+    from p2pgrid.model.ids import to_text
+
+    if as_json:
+        from p2pgrid_cli.documents.results import Detached
+
+        print_document(Detached(to_text(job), keepers))
+    else:
+        print_line(to_text(job))
 
     if keepers >= K:
         say(f"{keepers} other nodes keep the job: it needs this one no more")
@@ -364,6 +382,7 @@ async def submit(channel: Channel, plan: Plan, progress: Any, *, detach: bool) -
     for content in plan.values.values():
         await channel.put_bytes(content, replicas=1, expires_ms=plan.job.expires_ms)
     signed = seal(plan.job, channel.submitter, channel.grid.id)
+    progress.step("handing the job to its keepers" if detach else "handing the job over")
     job, keepers = await channel.submit(signed.raw, plan.batches, follow=not detach, detach=detach)
     progress.submitted(job, plan.job.map_units)
     return job, keepers

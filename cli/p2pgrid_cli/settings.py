@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,20 @@ def from_flags(**flags: Any) -> Settings:
             try:
                 values[term.field] = term.read(value)
             except UsageError as error:
-                raise UsageError(f"--{term.name.replace('_', '-')}: {error.message}", hint=error.hint) from error
+                raise UsageError(f"{term.option}: {error.message}", hint=error.hint) from error
     assert not flags
     return Settings(**values)
 
 
+def variable_of(term: Term) -> str:
+    """The environment variable of a setting."""
+    return VARIABLE + term.name.upper()
+
+
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """What variables like ``P2PGRID_ONLY_IDLE`` say. Raises ConfigError."""
-    given = {term: environment.get(VARIABLE + term.name.upper(), "") for term in TERMS}
-    return _read({term: value for term, value in given.items() if value.strip()}, lambda term: VARIABLE + term.name.upper())
+    given = {term: environment.get(variable_of(term), "") for term in TERMS}
+    return _read({term: value for term, value in given.items() if value.strip()}, variable_of)
 
 
 def from_file(path: Path) -> Settings:
@@ -111,11 +116,13 @@ def from_file(path: Path) -> Settings:
     known = {term.name: term for term in TERMS}
     for key in table:
         if key not in known:
-            raise ConfigError(f"'{path}' has an unknown key '{key}'", hint=suggestion(key, known))
+            # An option's name is what people try first.
+            meant = key.removeprefix("--").replace("-", "_")
+            raise ConfigError(f"'{path}' has an unknown key '{key}'", hint=suggestion(meant, known))
     return _read({known[key]: value for key, value in table.items()}, lambda term: f"'{path}': {term.name}")
 
 
-def _read(given: Mapping[Term, Any], where: Any) -> Settings:
+def _read(given: Mapping[Term, Any], where: Callable[[Term], str]) -> Settings:
     values: dict[str, Any] = {}
     for term, value in given.items():
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from p2pgrid.errors import UsageError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import JsonOption, console, print_json, print_line, run_async, say
+from p2pgrid_cli.common import JsonOption, console, print_document, print_line, run_async, say
 
 if TYPE_CHECKING:
     from p2pgrid.testing.batches.batch import Ran, Run
@@ -29,7 +28,7 @@ REAL_HELP = "Run it with real processes on this machine instead, in real time; f
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: p2pgrid simulate scenarios/grids/churn.toml --seeds 1..20")(simulate)
+    app.command()(simulate)
 
 
 def simulate(
@@ -103,8 +102,9 @@ def _traced(path: Path, seed: int, trace: str, as_json: bool) -> int:
     timeline = Timeline(trace)
     verdict = run_seed(load(path), seed, timeline)
     if as_json:
-        names = ("at_s", "node", "event", "text")
-        print_json(document(verdict) | {"trace": [dict(zip(names, entry, strict=False)) for entry in timeline.entries()]})
+        from p2pgrid_cli.documents.simulating import verdict_of
+
+        print_document(verdict_of(verdict, timeline.entries()))
     else:
         print_line(timeline.render())
         print_line("\n".join(lines_of(verdict, path)))
@@ -121,7 +121,9 @@ def _real(path: Path, seed: int, as_json: bool) -> int:
     with Progress() as progress:
         verdict = run_async(run_real(scenario, seed, on_step=progress.step))
     if as_json:
-        print_json(document(verdict))
+        from p2pgrid_cli.documents.simulating import verdict_of
+
+        print_document(verdict_of(verdict))
     else:
         print_line("\n".join(lines_of(verdict, path, "--real")))
     return exits.OK if verdict.ok else exits.UNIT_FAILED
@@ -150,12 +152,14 @@ def _many(
         runs = runs_of(files, numbers, wall_s=limit_s)
     paths = {(run.name, run.seed): Path(run.path) for run in runs}
 
-    def show(ran: Ran) -> None:
-        if not as_json:
-            verdict = ran.verdict
-            _print_beside("\n".join(lines_of(verdict, paths.get((verdict.scenario, verdict.seed), Path(verdict.scenario)))))
-
     with Progress() as progress:
+
+        def show(ran: Ran) -> None:
+            if not as_json:
+                verdict = ran.verdict
+                with progress.aside():
+                    print_line("\n".join(lines_of(verdict, paths.get((verdict.scenario, verdict.seed), Path(verdict.scenario)))))
+
         rans = run_async(
             run_batch(runs, jobs=jobs or 0, twice=twice, on_done=lambda done: progress.seeds(done, len(runs)), on_verdict=show)
         )
@@ -168,36 +172,19 @@ def _many(
 
 def _report(runs: Sequence[Run], rans: Sequence[Ran], covered: Coverage | None, wants_coverage: bool, as_json: bool) -> None:
     """What comes after the lines of the seeds."""
-    import msgspec
-
     from p2pgrid.testing.batches.coverage import summarize
+    from p2pgrid_cli.documents.simulating import batch_of, verdict_of
 
     if len(runs) == 1 and as_json:
-        print_json(document(rans[0].verdict))
+        print_document(verdict_of(rans[0].verdict))
     elif as_json:
-        rows, everything = summarize(rans)
-        print_json(
-            {
-                "scenarios": [msgspec.to_builtins(row) for row in rows],
-                "verdicts": [document(ran.verdict) for ran in rans],
-                "summary": msgspec.to_builtins(everything),
-                "coverage": msgspec.to_builtins(covered),
-            }
-        )
+        print_document(batch_of((ran.verdict for ran in rans), *summarize(rans), covered))
     elif len(runs) > 1:
         out = console()
         rows, everything = summarize(rans)
         out.print(_table([*rows, everything] if len(rows) > 1 else rows, out.width))
     if wants_coverage and covered is not None and not covered.ok:
         say(f"never hit: {', '.join(covered.missing)}")
-
-
-def document(verdict: Verdict) -> dict[str, Any]:
-    """A verdict for ``--json``: how many invariants broke, and behind the figures which."""
-    import msgspec
-
-    fields: dict[str, Any] = msgspec.to_builtins(verdict)
-    return {**fields, "violations": len(verdict.violations), "violated": fields["violations"]}
 
 
 def lines_of(verdict: Verdict, path: Path, *words: str) -> list[str]:
@@ -239,15 +226,6 @@ def _indented(text: str) -> str:
 def _beside(expected: float) -> str:
     """What a formula expects, where it expects anything."""
     return f" (expected {expected:.2g})" if expected else ""
-
-
-def _print_beside(text: str) -> None:
-    """A line of data while the progress line is up: that takes sys.stdout over, which is right on a terminal only."""
-    if sys.stdout.isatty():
-        print_line(text)
-    else:
-        sys.stdout.buffer.write(text.encode() + b"\n")
-        sys.stdout.flush()
 
 
 def _table(rows: Sequence[Summary], width: int) -> Any:

@@ -180,38 +180,97 @@ def _check_known(words: Iterable[str], known: Iterable[str], what: str) -> None:
             raise UsageError(f"'{word}' is no {what}", hint=suggestion(word, names))
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """What may have been meant, or all that there is."""
+def close_to(word: str, known: Iterable[str]) -> str:
+    """What may have been meant; empty when nothing is like it."""
     import difflib
 
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What may have been meant, or all that there is."""
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(names)}"
+    close = close_to(word, names)
+    return f"did you mean '{close}'?" if close else f"known are {', '.join(names)}"
+
+
+# -- as people would write them ----------------------------------------------------------------
+
+
+def size_said(size_bytes: int) -> str:
+    """Bytes with the largest unit that says them exactly, else about, in three digits."""
+    from p2pgrid_cli.common import size_text
+
+    if size_bytes < 1 << 10:
+        return str(size_bytes)
+    for unit, shift in (("G", 30), ("M", 20), ("K", 10)):
+        if not size_bytes % (1 << shift) and size_bytes >> shift < 10_000:
+            return f"{size_bytes >> shift}{unit}"
+    return size_text(size_bytes)
+
+
+def truth_said(truth: bool) -> str:
+    """Yes or no."""
+    return "yes" if truth else "no"
+
+
+def words_said(words: Iterable[str]) -> str:
+    """Words with commas between them."""
+    return ",".join(words)
+
+
+def submitters_said(keys: Iterable[str]) -> str:
+    """Keys, or ``all``."""
+    return words_said(keys) or "all"
+
+
+def idle_said(seconds: float) -> str:
+    """Minutes, or seconds where they are no whole minutes."""
+    return f"{seconds / 60:.0f}" if seconds % 60 == 0 else f"{seconds:g}s"
+
+
+def share_said(share: float) -> str:
+    """Hundredths; 0 for never."""
+    return f"{share * 100:g}%" if share else "0"
+
+
+def hours_said(spans: Iterable[tuple[int, int]]) -> str:
+    """Spans of hours and minutes."""
+    return ",".join("-".join(f"{minute // 60:02}:{minute % 60:02}" for minute in span) for span in spans) or "always"
 
 
 class Term(NamedTuple):
-    """One setting. ``name`` is its key in a file; with dashes, its option; in capitals behind ``P2PGRID_``, its variable."""
+    """One setting. ``name`` is its key in a file; with dashes, its option; in capitals behind ``P2PGRID_``, its variable.
+
+    ``write`` makes of a value what ``read`` reads.
+    """
 
     name: str
     field: str
     read: Callable[[Any], Any]
+    write: Callable[[Any], str] = str
+
+    @property
+    def option(self) -> str:
+        """How ``join`` calls it."""
+        return "--" + self.name.replace("_", "-")
 
 
 TERMS = (
     Term("name", "name", text_of),
     Term("cpus", "cpus", count_of),
-    Term("memory", "memory_bytes", size_of),
-    Term("storage", "storage_bytes", size_of),
+    Term("memory", "memory_bytes", size_of, size_said),
+    Term("storage", "storage_bytes", size_of, size_said),
     Term("listen", "listen", listen_of),
-    Term("native", "native", truth_of),
-    Term("runtimes", "runtimes", runtimes_of),
-    Term("accept_from", "accept_from", submitters_of),
-    Term("packages", "packages", packages_of),
-    Term("only_idle", "only_idle_s", idle_of),
-    Term("on_battery", "on_battery", truth_of),
-    Term("hours", "hours", hours_of),
-    Term("busy", "busy_share", share_of),
+    Term("native", "native", truth_of, truth_said),
+    Term("runtimes", "runtimes", runtimes_of, words_said),
+    Term("accept_from", "accept_from", submitters_of, submitters_said),
+    Term("packages", "packages", packages_of, words_said),
+    Term("only_idle", "only_idle_s", idle_of, idle_said),
+    Term("on_battery", "on_battery", truth_of, truth_said),
+    Term("hours", "hours", hours_of, hours_said),
+    Term("busy", "busy_share", share_of, share_said),
     Term("nice", "nice", nice_of),
-    Term("upload", "upload_bytes_per_s", rate_of),
-    Term("download", "download_bytes_per_s", rate_of),
+    Term("upload", "upload_bytes_per_s", rate_of, size_said),
+    Term("download", "download_bytes_per_s", rate_of, size_said),
 )

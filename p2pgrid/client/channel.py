@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from p2pgrid.client.snapshots import joined
 from p2pgrid.client.transfer import BytesSource, FileSource, Incoming, OnBytes, Source, last_reply, quiet, raise_error, send_file
 from p2pgrid.errors import UnreachableError
 from p2pgrid.model.ids import BlobId, JobId, NodeKey, StatementId
@@ -30,6 +31,7 @@ from p2pgrid.services import membership as memberships
 from p2pgrid.services.nearby import sayable
 from p2pgrid.store.home import Home
 from p2pgrid.wire.codec import decode
+from p2pgrid.wire.faces import ExplainRequest, Explanation, JobPicture, PictureRequest
 from p2pgrid.wire.keys import SigningKey
 from p2pgrid.wire.messages import Ok
 from p2pgrid.wire.owner import (
@@ -57,6 +59,7 @@ from p2pgrid.wire.owner import (
     RunnerReply,
     RunnerRequest,
     Snapshot,
+    SnapshotRequest,
     SubmitHeader,
     Submitted,
     WhyBlob,
@@ -81,6 +84,7 @@ class Channel:
         self._offload = offload
         self.grid = grid
         self.submitter = submitter
+        self._snapshot: Snapshot | None = None
         self._submitted: dict[JobId, Stream] = {}
         """Streams of submitted jobs on which their news already comes."""
 
@@ -162,6 +166,14 @@ class Channel:
         """One job, wherever in the grid it is kept."""
         return await self._call("own.job", JobRequest(job), JobLine)
 
+    async def explain(self, kind: str, subject: bytes = b"", unit: int = 0) -> Explanation:
+        """Why something is as it is. ``kind``: ``job``, ``unit`` (of the job), ``peer`` or ``me``. Raises RefusedError if nobody knows."""
+        return await self._call("own.explain", ExplainRequest(kind, subject, unit), Explanation)
+
+    async def picture(self, job: JobId, cells: int = 1024) -> JobPicture:
+        """A job as ``watch`` shows it, its units divided into at most ``cells`` parts. Raises RefusedError when nobody knows it."""
+        return await self._call("own.picture", PictureRequest(job, cells), JobPicture)
+
     async def cancel(self, job: JobId) -> str:
         """Cancel a job of this home's submitter key, wherever it is led; returns its state."""
         return (await self.cancel_everywhere(job)).state
@@ -195,8 +207,12 @@ class Channel:
         return (await self._call("own.invite", InviteRequest(roles, expires_ms), InviteReply)).text
 
     async def snapshot(self, *, refresh: bool = False) -> Snapshot:
-        """Everything ``top`` shows."""
-        return await self._call("own.snapshot", PeersRequest(refresh), Snapshot)
+        """Everything ``top`` shows. Only what has changed since the last one is asked for."""
+        found = await self._call("own.snapshot", SnapshotRequest(refresh, self._snapshot.number if self._snapshot else 0), Snapshot)
+        if found.since and (self._snapshot is None or self._snapshot.number != found.since):
+            found = await self._call("own.snapshot", SnapshotRequest(), Snapshot)  # Another call has taken the one between.
+        self._snapshot = found = joined(self._snapshot, found) if self._snapshot else found
+        return found
 
     # -- jobs -----------------------------------------------------------------------------
 
@@ -228,11 +244,11 @@ class Channel:
             stream.reset(Reason.CLOSED)
         return known, reply.keepers
 
-    async def follow(self, job: JobId, *, wait: bool) -> AsyncIterator[FollowEvent]:
-        """News of a job until it has ended; with ``wait`` False what is known now."""
-        stream = self._submitted.pop(job, None) if wait else None
+    async def follow(self, job: JobId, *, wait: bool, values: bool = True) -> AsyncIterator[FollowEvent]:
+        """News of a job until it has ended; with ``wait`` False what is known now. ``values`` False: without results."""
+        stream = self._submitted.pop(job, None) if wait and values else None
         if stream is None:
-            stream = await self._session.open_stream("own.follow", FollowHeader(job, wait))
+            stream = await self._session.open_stream("own.follow", FollowHeader(job, wait, values))
             stream.finish()
         try:
             while True:

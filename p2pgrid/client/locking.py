@@ -84,11 +84,13 @@ async def lock(
     wall_ms: WallClock,
     environment: Mapping[str, str] | None = None,
     limits: LockLimits = DEFAULT_LIMITS,
+    step: Report | None = None,
 ) -> JobEnvironment | None:
     """Lock and fetch what a script depends on; None when it depends on nothing.
 
     ``targets``: the kinds of machines in the grid, this one need not be among them. ``cache``: a folder that this may fill up to
     ``limits.cache_bytes``. ``environment``: where the settings of uv and pip for indexes are looked up; None for this process's.
+    ``step``: told what is being done now; None: ``report`` is told that, too.
 
     Raises BadDataError when there is no solution, no wheel for any machine, or too much; UnreachableError without a network;
     ConfigError without uv.
@@ -100,7 +102,7 @@ async def lock(
     if python is None:
         hint = f"nodes run on Python 3.{OLDEST_MINOR} or newer"
         raise BadDataError(f"no node can have the Python that {script.file_name} asks for: {script.requires_python}", hint=hint)
-    work = _Locking(cache, report, offload, told, limits)
+    work = _Locking(cache, report, step or report, offload, told, limits)
     locked = await work.locked(script, python, wall_ms())
     if not locked.pins:
         return None  # All of them are for systems that no node has.
@@ -138,9 +140,9 @@ def _files_for(locked: Locked, targets: Sequence[Target], script: JobScript) -> 
 class _Locking:
     """One lock being made, in a cache that outlives it."""
 
-    def __init__(self, cache: Path, report: Report, offload: Offload, told: dict[str, str], limits: LockLimits) -> None:
+    def __init__(self, cache: Path, report: Report, step: Report, offload: Offload, told: dict[str, str], limits: LockLimits) -> None:
         self._locks, self._wheels = cache / "locks", cache / "wheels"
-        self._report, self._offload, self._told, self._limits = report, offload, told, limits
+        self._report, self._step, self._offload, self._told, self._limits = report, step, offload, told, limits
 
     async def locked(self, script: JobScript, python: str, now_ms: int) -> Locked:
         """What the dependencies resolve to, kept or asked for now."""
@@ -150,7 +152,7 @@ class _Locking:
         if kept is not None and 0 <= now_ms - kept.made_ms < LOCK_AGE_MS:
             return kept.locked
         many = len(script.dependencies)
-        self._report(
+        self._step(
             f"looking for versions of {many} package{'s' if many > 1 else ''} and of what {'they need' if many > 1 else 'it needs'}"
         )
         executable = this_interpreter().executable
@@ -200,7 +202,7 @@ class _Locking:
         place = self._wheels / f"{file.sha256}.whl"
         found = await self._offload.run(_measure, place)
         if found is None or found[0] != file.sha256:
-            self._report(f"fetching {file.file_name} ({shown})")
+            self._step(f"fetching {file.file_name} ({shown})")
             limit = min(left_bytes, self._limits.wheel_bytes)
             await self._offload.run(download, file, place, limit, self._told)
             found = await self._offload.run(_measure, place)

@@ -15,21 +15,12 @@ from p2pgrid.errors import UnreachableError
 from p2pgrid.model.ids import BlobId, JobId
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.values import decode_value
-from p2pgrid.model.work import DIED, DISAGREED, FUEL_BYTES, NO_INPUT, OK, RAISED, TIMED_OUT, TOO_LARGE
+from p2pgrid.model.work import FUEL_BYTES, OK
 from p2pgrid.runtimes.command import decode_command_result
-from p2pgrid.services.results import Failure
-from p2pgrid.wire.codec import decode
+from p2pgrid.services.results import failure_of, reason_of
 from p2pgrid.wire.owner import FollowEvent, JobLine, ResultSpan
 
 FAILURES_SHOWN = 5
-OUTCOME_REASONS = {
-    RAISED: Reason.RAISED,
-    TIMED_OUT: Reason.TIMED_OUT,
-    DIED: Reason.DIED,
-    TOO_LARGE: Reason.TOO_LARGE,
-    NO_INPUT: Reason.NO_INPUT,
-    DISAGREED: Reason.DISAGREED,
-}
 
 
 class UnitFailure(NamedTuple):
@@ -105,9 +96,8 @@ def _note_failures(span: ResultSpan, failures: dict[int, UnitFailure]) -> None:
         return
     for position, outcome in enumerate(span.outcomes):
         if outcome != OK and (len(failures) < FAILURES_SHOWN or span.first + position < max(failures)):
-            reason = OUTCOME_REASONS.get(outcome, Reason.DIED)
-            raw = bytes(span.values[position])
-            failure = decode(raw, Failure) if outcome != DISAGREED and b"\x80" <= raw[:1] < b"\x90" else Failure()
+            failure = failure_of(outcome, bytes(span.values[position]))
+            reason = reason_of(outcome, failure)
             number = span.first + position
             failures[number] = UnitFailure(number, reason, failure.type, failure.message or reason.sentence, failure.traceback)
             while len(failures) > FAILURES_SHOWN:

@@ -93,6 +93,9 @@ class Availability:
     def __len__(self) -> int:
         return len(self._peers)
 
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._peers
+
     # -- what is seen ---------------------------------------------------------------
 
     def came(self, peer: bytes, now: float) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
 from p2pgrid.core.membership import CHAIN_LINKS_MAX
-from p2pgrid.errors import BadDataError, MalformedError
+from p2pgrid.errors import BadDataError, IntegrityError, MalformedError
 from p2pgrid.model.membership import Grid, Invitation
+from p2pgrid.model.reasons import Reason
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.envelope import open_envelope
 
@@ -54,21 +56,50 @@ def parse_invite(text: str, now_ms: int) -> Invite:
     """Read an invite. Raises BadDataError for garbage, IntegrityError (expired) when its time is over."""
     compact = "".join(text.split())
     if not compact.startswith(PREFIX) or len(compact) > TEXT_CHARS_MAX:
-        raise BadDataError("this is not an invite", hint=_HINT)
+        raise BadDataError("this is not an invite", reason=Reason.BAD_INVITE, hint=_HINT)
     encoded = compact.removeprefix(PREFIX).upper()
     try:
         raw = base64.b32decode(encoded + "=" * (-len(encoded) % 8))
     except (binascii.Error, ValueError) as error:
-        raise BadDataError("the invite is damaged", hint=_HINT) from error
+        raise BadDataError("the invite is damaged", reason=Reason.BAD_INVITE, hint=_HINT) from error
     body, check = raw[:-CHECK_BYTES], raw[-CHECK_BYTES:]
-    if hashlib.blake2b(body, digest_size=CHECK_BYTES, person=b"p2pgrid/invite").digest() != check or body[:1] != VERSION:
-        raise BadDataError("the invite is damaged or cut off", hint=_HINT)
+    if hashlib.blake2b(body, digest_size=CHECK_BYTES, person=b"p2pgrid/invite").digest() != check:
+        raise BadDataError("the invite is damaged or cut off", reason=Reason.BAD_INVITE, hint=_HINT)
+    if body[:1] != VERSION:
+        raise BadDataError("the invite was made by a newer p2pgrid", reason=Reason.VERSION, hint="update p2pgrid on this machine")
     try:
         invite = decode(body[1:], Invite)
     except MalformedError as error:
-        raise BadDataError("the invite is damaged", hint=_HINT) from error
+        raise BadDataError("the invite is damaged", reason=Reason.BAD_INVITE, hint=_HINT) from error
     if len(invite.secret) != 32 or not 1 <= len(invite.chain) < CHAIN_LINKS_MAX or len(invite.grid.root) != 32:
-        raise BadDataError("the invite is damaged", hint=_HINT)
+        raise BadDataError("the invite is damaged", reason=Reason.BAD_INVITE, hint=_HINT)
     for link in invite.chain:
-        open_envelope(link, Invitation, invite.grid.id, now_ms)
+        try:
+            open_envelope(link, Invitation, invite.grid.id, now_ms)
+        except IntegrityError as error:
+            if error.reason != Reason.EXPIRED:
+                raise
+            raise expired(f"the invite to '{invite.grid.name}'", ends_ms(invite), now_ms) from error
     return invite
+
+
+def ends_ms(invite: Invite) -> int:
+    """When an invite ends, over or not, in Unix milliseconds. Raises IntegrityError when a signature does not hold."""
+    return min(open_envelope(link, Invitation, invite.grid.id, None).body.expires_ms for link in invite.chain)
+
+
+def expired(what: str, until_ms: int, now_ms: int) -> IntegrityError:
+    """The error for something that is over. It says what the clock here is taken to be, for a wrong clock looks the same."""
+    until, now = (_moment(moment_ms) for moment_ms in (until_ms, now_ms))
+    return IntegrityError(
+        f"{what} ended at {until}, and it is {now} by the clock of this machine",
+        reason=Reason.EXPIRED,
+        hint="ask for a new one, which p2pgrid invite prints, and use it: p2pgrid join INVITE; if the clock is wrong, set it",
+    )
+
+
+def _moment(moment_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return "no time that a calendar has"

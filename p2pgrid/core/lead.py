@@ -37,6 +37,7 @@ from p2pgrid.core.lead_events import (
     Event,
     Granted,
     Invite,
+    Late,
     Merged,
     Over,
     Pulled,
@@ -68,6 +69,7 @@ __all__ = [
     "Event",
     "Granted",
     "Invite",
+    "Late",
     "Lead",
     "Merged",
     "Over",
@@ -413,10 +415,13 @@ class Lead:
 
     def _on_tick(self, now: float) -> list[Effect]:
         self.pace.learn(self.workers.values())
+        late: dict[bytes, int] = {}
         for lease in self.speculation.lost(now, self.sharing.answers):
+            late[lease.worker] = late.get(lease.worker, 0) + lease.open
             self._return(lease, now)
         given_up = self._stuck(now)
-        return given_up + self._advance() + self._invite(now)
+        told: list[Effect] = [Late(tuple(late.items()))] if late else []
+        return given_up + self._advance() + self._invite(now) + told
 
     def _wake_hungry(self) -> list[Effect]:
         if self.over or self.stopped or not self.book.pending:

@@ -137,4 +137,11 @@ class Over:
     failed: int
 
 
-Effect = Granted | Record | Decided | Invite | AssembleDerived | Over
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Leases are given up for lost: (worker, units that it owes) of each such worker."""
+
+    workers: tuple[tuple[bytes, int], ...]
+
+
+Effect = Granted | Record | Decided | Invite | AssembleDerived | Over | Late

@@ -108,6 +108,7 @@ class Ledger:
         self._standing: dict[tuple[int, int], Rank] = {}
         self._given_up: set[tuple[int, int]] = set()
         self._said: dict[bytes, int] = {}
+        self._decided_by: dict[bytes, int] = {}
         self.lineage = Lineage(job)
 
     # -- reading -----------------------------------------------------------
@@ -123,6 +124,10 @@ class Ledger:
         if column is None:
             column = self._columns[batch] = Column(self.layout.batch_units[batch])
         return column
+
+    def touched(self) -> Iterator[tuple[int, Column]]:
+        """(batch, columns) of every batch of which something is known; of the others, nothing is decided."""
+        return iter(self._columns.items())
 
     def state(self, batch: int, unit: int) -> int:
         """OPEN, DONE or FAILED."""
@@ -181,15 +186,7 @@ class Ledger:
 
     def units_by_worker(self) -> dict[bytes, int]:
         """Decided units per worker whose receipt was cited."""
-        counts: dict[bytes, int] = {}
-        for decision in self.decisions.values():
-            for entry in decision.body.entries:
-                for ordinal in entry.cited:
-                    position = self.receipts.get(decision.body.receipts[ordinal])
-                    if position is not None:
-                        author = self.receipt_list[position].author
-                        counts[author] = counts.get(author, 0) + entry.units
-        return counts
+        return dict(self._decided_by)
 
     # -- adding ------------------------------------------------------------
 
@@ -296,6 +293,9 @@ class Ledger:
         self.decision_list.append(decision)
         for entry in decision.body.entries:
             self.disputed += entry.units if entry.dissent else 0
+            for place in entry.cited:
+                author = receipts[place].author
+                self._decided_by[author] = self._decided_by.get(author, 0) + entry.units
             self._apply(entry, decision, receipts)
         return True
 

@@ -22,8 +22,11 @@ from p2pgrid.wire.keys import SigningKey, check_public
 CHAIN_LINKS_MAX = 3
 
 
-def verify_chain(chain: Sequence[bytes], node: NodeKey, grid: Grid, now_ms: int) -> Member:
-    """What the chain says about ``node``. Raises IntegrityError with a reason when a rule is broken, MalformedError for noise."""
+def verify_chain(chain: Sequence[bytes], node: NodeKey, grid: Grid, now_ms: int | None) -> Member:
+    """What the chain says about ``node``. ``now_ms`` None: whether or not it is over.
+
+    Raises IntegrityError with a reason when a rule is broken, MalformedError for noise.
+    """
     if not 2 <= len(chain) <= CHAIN_LINKS_MAX:
         raise IntegrityError("a membership needs two or three links", reason=Reason.NOT_MEMBER)
     signer = grid.root

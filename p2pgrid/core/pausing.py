@@ -43,6 +43,15 @@ class Asked(NamedTuple):
     hours: bool = True
 
 
+class Usage(NamedTuple):
+    """How much of the machine is in use, by whatever runs there."""
+
+    cpu_share: float
+    """Of all processors, 0 to 1; 0 where it cannot be told."""
+    memory_bytes: int
+    """0 where it cannot be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Presence:
     """A reading of the machine. None: it cannot be told, or was not asked for."""

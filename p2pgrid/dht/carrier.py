@@ -7,6 +7,7 @@ What the datagrams mean, and who signed them, is the gate's business.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 from collections.abc import Callable
@@ -76,7 +77,8 @@ class UdpCarrier:
         except OSError as error:
             self.close()
             hint = "choose another port with --listen, or stop the program that uses it"
-            raise ConfigError(f"cannot use UDP {host} port {port}: {error.strerror or error}", hint=hint) from error
+            reason = Reason.PORT_TAKEN if error.errno == errno.EADDRINUSE else ""
+            raise ConfigError(f"cannot use UDP {host} port {port}: {error.strerror or error}", reason=reason, hint=hint) from error
         self.place = Place(self._hosts[0], port)
 
     async def _bind(self, host: str, port: int, receive: Receive) -> int:

@@ -81,6 +81,9 @@ class Gate:
         self._cookie_secret = context.rng.randbytes(32)
         self._bytes_max = context.limits.datagram_bytes
         self.dropped: Counter[str] = Counter()
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        """Of all datagrams, those that were dropped too."""
         self.proven: Scope | None = None
         """The scope from which this node was shown to be reachable; it calls itself a server within it."""
 
@@ -90,6 +93,7 @@ class Gate:
 
     def open(self, raw: bytes, place: Place) -> Arrival | None:
         """The datagram that just arrived from ``place``, or None when it is not wanted."""
+        self.received_bytes += len(raw)
         try:
             return self._open(raw, place)
         except P2PGridError as error:
@@ -195,4 +199,6 @@ class Gate:
             flags |= Flag.KNOWS_YOU
         destination = author if author is not None else cast(Peer, peer).key
         context = self._context
-        return seal_datagram(context.key, context.grid, destination, flags, context.wall_clock_ms(), payload)
+        datagram = seal_datagram(context.key, context.grid, destination, flags, context.wall_clock_ms(), payload)
+        self.sent_bytes += len(datagram)
+        return datagram

@@ -14,7 +14,7 @@ from typing import Any
 
 from p2pgrid.dht.base import Node, Server
 from p2pgrid.dht.carrier import Carrier
-from p2pgrid.dht.contact import GridNode, place_of
+from p2pgrid.dht.contact import GridNode, Scope, place_of
 from p2pgrid.dht.crawl import GridCrawl
 from p2pgrid.dht.messages import Done
 from p2pgrid.dht.protocol import GridProtocol
@@ -304,6 +304,16 @@ class GridServer(Server):
             except (P2PGridError, KeyError, TypeError, AttributeError):
                 continue
         return peers
+
+    def seen_from_outside(self) -> str:
+        """The public place from which peers see this node's datagrams come, as text; empty when none told of one."""
+        place = self.protocol.seen_as.get(Scope.PUBLIC)
+        return "" if place is None else f"[{place.host}]:{place.port}" if ":" in place.host else f"{place.host}:{place.port}"
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of datagrams sent and received since the start."""
+        gate = self.protocol.gate
+        return gate.sent_bytes, gate.received_bytes
 
     def stats(self) -> dict[str, Any]:
         """Numbers for people: additive, JSON-able."""

@@ -41,6 +41,8 @@ class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
     version: str = ""
     name: str = ""
     offer: Offer = msgspec.field(default_factory=Offer)
+    lacking: tuple[tuple[str, str], ...] = ()
+    """(runtime, reason code) of runtimes that its owner would offer, and that it does not offer now."""
 
 
 ROLES = ("work", "store", "submit", "native", "invite")

@@ -66,11 +66,13 @@ class Answerer:
                 _see_to(answer, self._session.spawn(self._answer(call_id, message.method, answer)))
 
     def _look_up(self, table: dict[str, Entry], name: str, body: msgspec.Raw) -> tuple[Entry, msgspec.Struct]:
-        self._session.used_s = self._session.heard_s
+        session = self._session
+        session.used_s = session.heard_s
+        session.calls_in += 1
         entry = table.get(name)
         if entry is None:
             raise unsupported(name)
-        entry.check(self._session.member)
+        entry.check(session.member)
         return entry, decode(body, entry.request)
 
     async def _answer(self, call_id: int, name: str, answer: Awaitable[msgspec.Struct]) -> None:

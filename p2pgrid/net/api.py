@@ -56,6 +56,10 @@ class Connection(Protocol):
     """The key the peer proved to hold."""
     dialled: bool
     """Whether this side opened it."""
+    sent_bytes: int
+    """What was handed to the network so far, encryption not counted."""
+    received_bytes: int
+    """What came from it, likewise."""
 
     async def open(self) -> Stream:
         """A fresh stream; waits while as many as allowed are open. Raises UnreachableError.

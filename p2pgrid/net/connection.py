@@ -170,6 +170,8 @@ class MuxConnection:
     def __init__(self, pipe: Pipe, peer: NodeKey, limits: Limits, *, dialled: bool) -> None:
         self.peer = peer
         self.dialled = dialled
+        self.sent_bytes = 0
+        self.received_bytes = 0
         self.loop = asyncio.get_running_loop()
         self.mux = Multiplexer(limits, dialled=dialled)
         self.window_bytes = limits.stream_window_bytes
@@ -250,7 +252,9 @@ class MuxConnection:
             return
         sent = False
         while mux.has_output() and not pipe.is_full():
-            pipe.send(mux.output(self._budget_bytes))
+            chunks = mux.output(self._budget_bytes)
+            self.sent_bytes += sum(map(len, chunks))
+            pipe.send(chunks)
             sent = True
         if sent:
             for stream in self._streams.values():
@@ -279,6 +283,7 @@ class MuxConnection:
         """Bytes from the peer."""
         if self._closed.done():
             return
+        self.received_bytes += len(data)
         try:
             for frame in self.mux.receive(data):
                 if frame.kind == _DATA:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from p2pgrid import logs
 from p2pgrid.errors import P2PGridError, TryAgainError, UnreachableError
 from p2pgrid.model.ids import NodeKey, short
 from p2pgrid.model.limits import DEFAULT_LIMITS, Limits
@@ -21,7 +22,7 @@ from p2pgrid.model.node import Address
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net.api import Connection, Transport, WallClock
 from p2pgrid.net.heart import Heart
-from p2pgrid.net.hello import SessionSetup
+from p2pgrid.net.hello import Heard, SessionSetup
 from p2pgrid.net.messages import Authorise, Hello
 from p2pgrid.net.methods import Methods
 from p2pgrid.net.rpc import Session, open_session
@@ -33,6 +34,8 @@ _CLOSE_S = 2.0
 
 Opened = Callable[[Session], None]
 Closed = Callable[[Session, str], None]
+Trouble = Callable[[NodeKey, P2PGridError, bool], None]
+"""Told of each dial that failed and each hello that was refused: the peer, why, and whether this side dialled."""
 
 
 class Pool:
@@ -52,14 +55,18 @@ class Pool:
         self.limits = limits
         self._own = own
         self._transports = tuple(transports)
-        self._setup = SessionSetup(own, hello, methods, authorise, limits, wall_ms)
+        self._setup = SessionSetup(own, hello, methods, authorise, limits, wall_ms, self._heard)
         self._peers: dict[NodeKey, list[Session]] = {}
         self._owners: list[Session] = []
         self._dials: dict[NodeKey, asyncio.Task[Session]] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._on_open: list[Opened] = []
         self._on_close: list[Closed] = []
+        self._on_trouble: list[Trouble] = []
+        self._on_hello: list[Heard] = []
         self._heart = Heart(limits, self._all, self._close_surplus)
+        self._ended_sent = self._ended_received = 0
+        """Bytes of sessions that have ended."""
         self._closed = False
 
     async def start(self) -> None:
@@ -81,6 +88,14 @@ class Pool:
         """Call ``callback(session, reason)`` for each session that ended."""
         self._on_close.append(callback)
 
+    def on_trouble(self, callback: Trouble) -> None:
+        """Call ``callback(peer, error, dialled)`` for each session that did not come to be."""
+        self._on_trouble.append(callback)
+
+    def on_hello(self, callback: Heard) -> None:
+        """Call ``callback(peer, hello, dialled)`` for each hello, before it is known whether it is accepted."""
+        self._on_hello.append(callback)
+
     def sessions(self) -> list[Session]:
         """One live session per connected peer; owners are not in it."""
         return [session for group in self._peers.values() if (session := self._best(group)) is not None]
@@ -88,6 +103,15 @@ class Pool:
     def live(self, peer: NodeKey) -> Session | None:
         """The session to use with this peer, if it is connected."""
         return self._best(self._peers.get(peer, []))
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received in sessions with other nodes since the start, encryption and the owner's not counted."""
+        sent, received = self._ended_sent, self._ended_received
+        for group in self._peers.values():
+            for session in group:
+                sent += session.connection.sent_bytes
+                received += session.connection.received_bytes
+        return sent, received
 
     async def session(self, peer: NodeKey, addresses: Sequence[Address] = ()) -> Session:
         """The live session with a peer, or a new one. Concurrent calls share one dial.
@@ -156,8 +180,10 @@ class Pool:
     def _dialled(self, peer: NodeKey, task: asyncio.Task[Session]) -> None:
         self._dials.pop(peer, None)
         if not task.cancelled():
-            # Those who waited have seen it; a dial that nobody waits for any more may fail in silence.
-            task.exception()
+            # Those who waited have seen it; a dial that nobody waits for any more is told here alone.
+            error = task.exception()
+            if isinstance(error, P2PGridError):
+                self._tell(peer, error, dialled=True)
 
     async def _accept(self, transport: Transport) -> None:
         try:
@@ -171,7 +197,8 @@ class Pool:
         try:
             await self._open(connection)
         except P2PGridError as error:
-            _log.info("a connection from %s was refused: %s (%s)", short(connection.peer), error, error.reason)
+            logs.line(_log, logging.INFO, logs.REFUSED, peer=connection.peer, reason=error.reason, text=error.message)
+            self._tell(connection.peer, error, dialled=False)
 
     async def _open(self, connection: Connection) -> Session:
         if self._closed:
@@ -184,6 +211,16 @@ class Pool:
             session.refuse(error)
             raise
         return session
+
+    def _tell(self, peer: NodeKey, error: P2PGridError, *, dialled: bool) -> None:
+        if peer != self._own and not self._closed:
+            for callback in self._on_trouble:
+                callback(peer, error, dialled)
+
+    def _heard(self, peer: NodeKey, hello: Hello, dialled: bool) -> None:
+        if peer != self._own:
+            for callback in self._on_hello:
+                callback(peer, hello, dialled)
 
     # The table
 
@@ -245,10 +282,33 @@ class Pool:
         group = self._owners if session.peer == self._own else self._peers.get(session.peer, [])
         if session in group:
             group.remove(session)
+            if session.peer != self._own:
+                self._ended_sent += session.connection.sent_bytes
+                self._ended_received += session.connection.received_bytes
         if not group:
             self._peers.pop(session.peer, None)
         for callback in self._on_close:
             callback(session, reason)
+        self._say_ended(session, reason)
+
+    def _say_ended(self, session: Session, reason: str) -> None:
+        """The one line of a connection."""
+        owner, connection, path = session.peer == self._own, session.connection, session.path()
+        logs.line(
+            _log,
+            logging.DEBUG if owner else logging.INFO,
+            logs.CONNECTION,
+            peer=session.peer,
+            direction="owner" if owner else "out" if connection.dialled else "in",
+            path=path.kind,
+            seconds=asyncio.get_running_loop().time() - session.opened_s,
+            calls_out=session.calls_out,
+            calls_in=session.calls_in,
+            bytes_out=connection.sent_bytes,
+            bytes_in=connection.received_bytes,
+            rtt_ms=path.rtt_s * 1e3,
+            reason=reason,
+        )
 
     def _all(self) -> list[Session]:
         return [session for group in [*self._peers.values(), self._owners] for session in group]

@@ -81,6 +81,10 @@ class Session:
         self.opened_s = 0.0
         self.used_s = 0.0
         self.heard_s = 0.0
+        self.calls_out = 0
+        """Calls, notices and streams that this side began."""
+        self.calls_in = 0
+        """Those that the peer began."""
         self._setup = setup
         self._limits = setup.limits
         self._stream = stream
@@ -122,6 +126,7 @@ class Session:
         now_s = self._loop.time()
         deadline_s = now_s + (self._limits.call_s if timeout_s is None else timeout_s)
         self.used_s = now_s
+        self.calls_out += 1
         self._next_id = call_id = self._next_id + 1
         future: asyncio.Future[msgspec.Raw] = self._loop.create_future()
         try:
@@ -148,6 +153,7 @@ class Session:
         if self._stream.unsent() + len(self._out) > _BACKLOG_BYTES:
             raise TryAgainError(f"too much is unsent to {short(self.peer)}", reason=Reason.BUSY)
         self.used_s = self._loop.time()
+        self.calls_out += 1
         large = self.post(Notice(method, raw(request)))
         if large:
             self.spawn_bounded(self.send_quietly(large))
@@ -160,6 +166,7 @@ class Session:
         """
         self._check_open()
         self.used_s = self._loop.time()
+        self.calls_out += 1
         header = bulk.header_bytes(StreamHeader(method, raw(request)))
         if len(header) > self._limits.control_frame_bytes:
             raise BadDataError("the request that opens a stream is too large", reason=Reason.TOO_LARGE)
@@ -238,6 +245,7 @@ class Session:
 
     def _on_opening(self, message: Message) -> None:
         if type(message) is Hello and self.hello is None:
+            self._setup.heard(self.peer, message, self.connection.dialled)
             self.member = judge(self.peer, message, self._setup)
             self.hello = message
             self._reader.limit_bytes = self._limits.control_frame_bytes

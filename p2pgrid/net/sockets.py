@@ -9,6 +9,7 @@ import os
 import socket
 
 from p2pgrid.errors import ConfigError
+from p2pgrid.model.reasons import Reason
 
 _BACKLOG = 64
 _ASK = {socket.AF_INET: ("192.0.2.1", 9), socket.AF_INET6: ("2001:db8::1", 9)}
@@ -50,7 +51,8 @@ def listeners(host: str, port: int) -> list[socket.socket]:
         hint = (
             "another program uses that port; choose another with --listen HOST:PORT" if busy else "choose another with --listen HOST:PORT"
         )
-        raise ConfigError(f"cannot listen on {host} port {port}: {error}", hint=hint) from error
+        reason = Reason.PORT_TAKEN if busy else ""
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}", reason=reason, hint=hint) from error
     sockets = [first]
     if host == "::":
         with contextlib.suppress(OSError):

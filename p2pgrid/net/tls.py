@@ -12,6 +12,7 @@ and closing is bounded by our own timer.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -368,7 +369,9 @@ class TlsTransport:
         try:
             _, pipe = await loop.create_connection(lambda: _TlsPipe(self, dialled=True), place.host, place.port)
         except OSError as error:
-            raise UnreachableError(f"nobody answers at {place}: {error.strerror or error}", reason=Reason.TIMEOUT) from error
+            # The loops word it differently; the number of the error is the same.
+            why = os.strerror(error.errno) if error.errno else error
+            raise UnreachableError(f"nobody answers at {place}: {why}", reason=Reason.TIMEOUT) from error
         kept = False
         try:
             found = await pipe.secured

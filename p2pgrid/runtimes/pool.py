@@ -186,6 +186,10 @@ class WorkerPool:
         log = self._logs.get(job)
         return log.text() if log is not None else ""
 
+    def compiling(self, job: bytes) -> bool:
+        """Whether a batch of this job waits for its program to be compiled."""
+        return any(run.task.job.job == job for run in self._compiling)
+
     @property
     def busy(self) -> int:
         """Batches that run now."""

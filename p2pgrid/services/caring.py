@@ -359,7 +359,7 @@ class Caring:
                 if lease.replicas > 1 and not _pinned(lease, context.me, now_ms):
                     await run(context.blobs.release, blob, lease.owner)
         except P2PGridError as error:
-            context.tell(error.reason, f"giving up a copy of blob {short(blob)}: {error}")
+            context.tell(error.reason, f"giving up a copy of blob {short(blob)}: {error}", blob)
 
     # -- asking ------------------------------------------------------------------------------------------
 
@@ -386,7 +386,8 @@ class Caring:
         proved = tuple(place for place, theirs, mine in pairs if theirs == mine)
         failed = tuple(place for place, theirs, mine in pairs if theirs != mine)
         if failed:
-            context.tell(Reason.CORRUPT, f"{short(peer)} does not hold blob {short(ask.blobs[failed[0]])}, and says it does")
+            blob = ask.blobs[failed[0]]
+            context.tell(Reason.CORRUPT, f"{short(peer)} does not hold blob {short(blob)}, and says it does", blob, peer)
         self._take(Answered(peer, ask.blobs, reply.kept, proved, failed))
 
     def _wanted(self, blob: bytes) -> Wanted:

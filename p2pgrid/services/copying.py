@@ -96,7 +96,7 @@ class Copying:
         except (P2PGridError, TimeoutError) as error:
             reason = error.reason if isinstance(error, P2PGridError) else Reason.TIMEOUT
             outgoing.refused = str(reason) or Reason.TIMEOUT
-            context.tell(reason, f"blob {short(outgoing.blob)} was not copied to {short(peer)}: {error}")
+            context.tell(reason, f"blob {short(outgoing.blob)} was not copied to {short(peer)}: {error}", outgoing.blob, peer)
         return False
 
     async def _push_once(self, outgoing: Outgoing, peer: NodeKey, terms: Terms, sent: Sent) -> bool:

@@ -32,6 +32,9 @@ class Custody:
         self._absent_since: dict[bytes, float] = {}
         self._not_before_s: dict[JobId, float] = {}
 
+    def __len__(self) -> int:
+        return len(self._sets)
+
     def load(self, row: JobRow) -> None:
         """What the index says of a job."""
         try:

@@ -22,7 +22,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import FUEL_BYTES, OK, RAISED, Receipt, ResultFile, UnitRange
 from p2pgrid.runtimes.tasks import BatchChunk, FileOutput, Outcome
 from p2pgrid.services.context import Context
-from p2pgrid.services.outbox import Outboxes, Source
+from p2pgrid.services.outbox import Facts, Outboxes, Source
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.results import NIL, Failure, digest_of, value_digest
 from p2pgrid.services.storing import Storing
@@ -229,7 +229,13 @@ class Delivering:
             fuel=bytes(gathered.fuel).ljust(FUEL_BYTES * len(gathered.outcomes), b"\0") if gathered.fuel else b"",
         )
         receipt = seal(statement, self._context.key, self._context.grid.id)
-        self.outboxes.put(source, Delivered(receipt.raw, payload))
+        self.outboxes.put(source, Delivered(receipt.raw, payload), self._facts(gathered) if self.outboxes.wants_facts else None)
+
+    def _facts(self, gathered: _Gathered) -> Facts:
+        """What the log says of a receipt."""
+        outcomes, burnt = gathered.outcomes, gathered.fuel
+        fuel = sum(int.from_bytes(burnt[at : at + FUEL_BYTES], "little") for at in range(0, len(burnt), FUEL_BYTES))
+        return Facts(len(outcomes), outcomes.count(OK), gathered.cpu_us, fuel, self._context.clock())
 
     def drop(self, job: bytes) -> None:
         """Forget everything about a job that was cancelled."""

@@ -17,6 +17,7 @@ from p2pgrid.model.environment import ENVIRONMENT_BYTES_MAX, Environment
 from p2pgrid.model.ids import BlobId
 from p2pgrid.model.reasons import Reason
 from p2pgrid.runtimes.packages import Environments
+from p2pgrid.services.announcing import Step
 from p2pgrid.services.context import Context
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks, Turns
@@ -46,6 +47,7 @@ class JobEnvironments:
         self._waiting: Counter[bytes] = Counter()
         self._known: OrderedDict[bytes, Environment] = OrderedDict()
         self._failed: OrderedDict[bytes, tuple[float, P2PGridError]] = OrderedDict()
+        self._steps: dict[bytes, Step] = {}
 
     async def start(self) -> None:
         """Raises ConfigError when the folder for packages cannot be used."""
@@ -76,6 +78,10 @@ class JobEnvironments:
             folder = await self._environments.find(known)
             if folder is not None:
                 return folder
+
+    def step(self, environment: bytes) -> Step | None:
+        """How far the environment of this blob is, while it is set up."""
+        return self._steps.get(environment)
 
     def release(self, folder: Path) -> None:
         """A task that used this folder has ended."""
@@ -108,13 +114,18 @@ class JobEnvironments:
                 folder = await self._environments.find(environment)
                 if folder is None:
                     wheels: dict[str, Path] = {}
-                    for wheel in await self._context.offload.run(self._environments.wanted, environment):
+                    wanted = await self._context.offload.run(self._environments.wanted, environment)
+                    for wheel in wanted:
+                        self._steps[blob] = Step("packages", len(wheels), len(wanted))
                         wheels[wheel.file_name] = await self._storing.path(BlobId(wheel.blob), sources)
+                    self._steps[blob] = Step("unpacking")
                     folder = await self._environments.build(environment, wheels)
                 self._environments.release(folder)
         except (RefusedError, RemoteError) as error:
             self._note_failure(blob, error)
             raise
+        finally:
+            self._steps.pop(blob, None)
 
     def _note_failure(self, blob: bytes, error: P2PGridError) -> None:
         if error.reason not in PASSING:

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from p2pgrid.core import picture
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.work import FUEL_BYTES, OK, DecisionEntry
+from p2pgrid.net.api import Clock
 from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.leading import Leading
 from p2pgrid.services.ledjob import LedJob
@@ -28,9 +30,10 @@ FAILURES_MAX = 100
 """Failures of lower levels that are told in full; all are counted."""
 
 
-def job_line(kept: KeptJob) -> JobLine:
-    """The summary of a job."""
+def job_line(kept: KeptJob, led: LedJob | None = None, now_s: float = 0.0) -> JobLine:
+    """The summary of a job. ``led``: as it is led here, if it is; ``now_s``: monotonic."""
     body, ledger = kept.job.body, kept.ledger
+    units_per_s = picture.rate(led.lead, now_s) if led is not None and kept.led and not kept.ended else 0.0
     return JobLine(
         job=kept.id,
         name=body.name,
@@ -50,16 +53,21 @@ def job_line(kept: KeptJob) -> JobLine:
         final_first=ledger.layout.number(ledger.layout.levels[-1].first_batch, 0),
         map_units=body.map_units,
         lead=ledger.keepers.body.lead if ledger.keepers else b"",
+        rate=units_per_s,
+        left_s=picture.left_s(ledger, units_per_s) if units_per_s else -1.0,
     )
 
 
 class Follower:
     """One reader of one job, whoever leads it."""
 
-    def __init__(self, kept: KeptJob, leading: Leading, reading: Reading) -> None:
+    def __init__(self, kept: KeptJob, leading: Leading, reading: Reading, clock: Clock, *, values: bool = True) -> None:
+        """``clock``: monotonic seconds. ``values`` False: results are not told."""
         self._kept = kept
         self._leading = leading
         self._reading = reading
+        self._clock = clock
+        self._values = values
         self._look = Following()
         self._told = 0
         """Decisions whose results were told."""
@@ -72,7 +80,7 @@ class Follower:
     async def events(self, *, wait: bool) -> AsyncIterator[FollowEvent]:
         """Until the job has ended, or once if ``wait`` is False."""
         kept = self._kept
-        kept.watchers[self] = self._news.set
+        kept.watchers[self] = self._news.set if self._values else self._note_end
         try:
             while True:
                 self._news.clear()
@@ -91,10 +99,15 @@ class Follower:
         finally:
             kept.watchers.pop(self, None)
 
+    def _note_end(self) -> None:
+        """Without values nobody waits for each decision."""
+        if self._kept.ended:
+            self._news.set()
+
     async def _drain(self) -> AsyncIterator[FollowEvent]:
         """What is queued, once it is on disk, in events of a bounded size. What is decided meanwhile waits for the next time."""
         decisions = self._kept.ledger.decision_list
-        if self._told == len(decisions):
+        if not self._values or self._told == len(decisions):
             return
         due, self._told = decisions[self._told :], len(decisions)
         file = self._kept.file
@@ -158,10 +171,11 @@ class Follower:
         if led is not None and kept.led:
             idle = led.lead.book.pending and not running
             self._quiet = self._quiet + 1 if idle and not results else 0
-            note = kept.stopped or (waiting_note(led) if self._quiet >= QUIET_LOOKS else led.keepers_note)
+            waiting = waiting_note(led) if self._quiet >= QUIET_LOOKS else led.preparations.note(self._clock())
+            note = kept.stopped or waiting or led.keepers_note
         else:
             note = kept.stopped or self._reading.note(kept)
-        return FollowEvent(job_line(kept), results, running, end, note)
+        return FollowEvent(job_line(kept, led, self._clock()), results, running, end, note)
 
 
 def waiting_note(led: LedJob) -> str:

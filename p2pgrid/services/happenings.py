@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
+from p2pgrid import logs
+from p2pgrid.model.reasons import Reason
 from p2pgrid.services.context import Context
 from p2pgrid.wire.owner import EventLine
+
+_log = logging.getLogger(__name__)
 
 EVENTS_MAX = 1000
 ABOUT_MAX = 4
 """Ids that one event may name."""
+WARNINGS = frozenset(
+    {
+        Reason.BUG,
+        Reason.CAGE_BROKEN,
+        Reason.CLOCK_OFF,
+        Reason.CONFLICT,
+        Reason.CORRUPT,
+        Reason.DISK_FAILED,
+        Reason.DISK_FULL,
+        Reason.REBUILT,
+        Reason.STOPPED,
+    }
+)
+"""Something is damaged, or goes on only when somebody does something."""
 
 
 class Happenings:
@@ -22,6 +41,8 @@ class Happenings:
 
     def _note(self, reason: str, text: str, about: tuple[bytes, ...]) -> None:
         self._events.append(EventLine(self._context.wall_ms(), str(reason), text, about[:ABOUT_MAX]))
+        level = logging.WARNING if reason in WARNINGS else logging.INFO
+        logs.line(_log, level, logs.HAPPENED, reason=str(reason), text=text, about=about[:ABOUT_MAX])
 
     def recent(self, count: int) -> tuple[EventLine, ...]:
         """The newest events, the oldest of them first."""

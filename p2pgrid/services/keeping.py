@@ -109,7 +109,7 @@ class Keeping:
             try:
                 kept = await self.here(job)
             except P2PGridError as error:
-                self._context.tell(error.reason, f"reading job {short(job)} back: {error}")
+                self._context.tell(error.reason, f"reading job {short(job)} back: {error}", job)
                 continue
             if kept is not None:
                 self.index(kept)
@@ -363,7 +363,7 @@ class Keeping:
                 elif kept is not None and merge(kept, record, grid, None):
                     kept.note([record], [cursor])
             except P2PGridError as error:
-                self._context.tell(error.reason, f"in the log of job {short(file.job)}: {error}")
+                self._context.tell(error.reason, f"in the log of job {short(file.job)}: {error}", file.job)
             cursor += FRAME_BYTES + len(record.data)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)

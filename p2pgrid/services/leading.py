@@ -26,7 +26,8 @@ from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.deriving import Deriving
 from p2pgrid.services.keeping import Keeping
-from p2pgrid.services.ledjob import Batches, LedJob
+from p2pgrid.services.ledjob import Batches, LedJob, say_ended
+from p2pgrid.services.noticing import Noticing
 from p2pgrid.services.outbox import DELIVERY_ITEMS_MAX
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.pushing import Pushing
@@ -39,7 +40,9 @@ from p2pgrid.wire.messages import (
     CancelRequest,
     Delivery,
     DeliveryReply,
+    JobDeclined,
     JobInvite,
+    JobPreparing,
     LeasesReturned,
     LogRecord,
     Payload,
@@ -85,6 +88,9 @@ class Leading:
         methods = context.methods
         methods.on("job.pull", PullRequest, self._on_pull, role="work")
         methods.on_notify("job.returned", LeasesReturned, self._on_returned)
+        methods.on_notify("job.preparing", JobPreparing, self._on_preparing)
+        self._noticing = Noticing(context)
+        methods.on_notify("job.declined", JobDeclined, self._on_declined, role="work")
 
     async def start(self) -> None:
         self._peers.on_gone(self._on_gone)
@@ -146,7 +152,7 @@ class Leading:
             there = frozenset([context.me, *self._peers.live()])
             self._hear(led, core.Began(there))
             self._hear(led, core.WorkersKnown(self._workers(led)))
-        context.tell(Reason.TOOK_OVER, f"this node leads job {short(kept.id)} from now on")
+        context.tell(Reason.TOOK_OVER, f"this node leads job {short(kept.id)} from now on", kept.id, current.body.lead)
         return led
 
     def _on_merged(self, kept: KeptJob, first: int) -> None:
@@ -183,7 +189,8 @@ class Leading:
         led.kept.role = "kept"
         led.kept.heard_s = self._context.clock()
         self._pushing.set_keepers(led.id, (newest.body.lead,))
-        self._context.tell(Reason.TOOK_OVER, f"node {short(newest.body.lead)} leads job {short(led.id)} from now on")
+        lead = newest.body.lead
+        self._context.tell(Reason.TOOK_OVER, f"node {short(lead)} leads job {short(led.id)} from now on", led.id, lead)
         self._tasks.spawn(self._hand_on(led), "hand on")
 
     async def _hand_on(self, led: LedJob) -> None:
@@ -238,6 +245,7 @@ class Leading:
         if session.peer not in self._workers(led) | led.lead.known:
             return PullReply(over=led.ended.is_set())
         self._give_up(led, session.peer, request)
+        led.declined.pop(session.peer, None)
         pulled = core.Pulled(session.peer, session.peer, slots, want)
         granted = self._hear(led, pulled)
         assert granted is not None
@@ -274,6 +282,16 @@ class Leading:
             event = core.Returned(session.peer, returned.grants)
             self._hear(led, event)
 
+    def _on_preparing(self, session: Session, notice: JobPreparing) -> None:
+        led = self.jobs.get(JobId(StatementId(notice.job)))
+        if led is not None and not led.ended.is_set() and session.peer in led.lead.workers:
+            led.preparations.hear(session.peer, notice, self._context.clock())
+
+    def _on_declined(self, session: Session, declined: JobDeclined) -> None:
+        led = self.jobs.get(JobId(StatementId(declined.job)))
+        if led is not None and not led.ended.is_set() and session.peer in led.lead.known | led.lead.workers.keys():
+            self._noticing.declined(led, session.peer, declined.reason)
+
     async def deliver(self, session: Session, led: LedJob, delivery: Delivery) -> DeliveryReply:
         """Take receipts for a job that is led here; answered when they are on disk."""
         context = self._context
@@ -299,6 +317,7 @@ class Leading:
                 refused.append(error.reason or Reason.MALFORMED)
                 continue
             refused.append("")
+            self._noticing.answered(led, session.peer, receipt.body.outcomes)
             led.kept.payloads.put(receipt.body.payload, payload, len(item.payload))
             self._apply(led, effects, (receipt, item.payload))
         end = led.file.end
@@ -337,8 +356,14 @@ class Leading:
         """A peer knows nothing any more of what it had begun, though its session may never have been missed."""
         for led in list(self.jobs.values()):
             led.sent.pop(peer, None)
+            led.declined.pop(peer, None)
             if peer in led.lead.workers:
+                self._noticing.gone(led, peer)
                 self._hear(led, core.WorkerGone(peer))
+
+    def workers_now(self, led: LedJob) -> frozenset[bytes]:
+        """To whom units of a job are given now."""
+        return self._workers(led)
 
     def _workers(self, led: LedJob) -> frozenset[bytes]:
         known = self._peers.workers_for(led.job.body, own=led.job.author == self._context.submitter.public)
@@ -371,8 +396,11 @@ class Leading:
                         records.append(LogRecord(RECORD_KINDS[statement.body.TYPE], statement.raw))
                         if payload is not None and statement is payload[0]:
                             records.append(LogRecord(kinds.PAYLOAD, payload[1]))
-                case core.Decided():
+                case core.Decided(entries):
                     decided = True
+                    self._noticing.decided(led, entries)
+                case core.Late():
+                    self._noticing.late(led, effect)
                 case core.Invite(workers):
                     self._invite(led, workers)
                 case core.AssembleDerived(batches):
@@ -452,7 +480,9 @@ class Leading:
             return
         led.ended.set()
         self._keeping.index(led.kept)
-        self._context.tell(led.state, f"job {short(led.id)} {led.state}")
+        reason = {"cancelled": Reason.CANCELLED, "stopped": Reason.STOPPED}.get(led.state, Reason.JOB_OVER)
+        self._context.tell(reason, f"job {short(led.id)} {led.state}", led.id)
+        say_ended(led, self._context.clock() - led.started_s)
         led.kept.tell_watchers()
 
     def break_off(self, led: LedJob, why: str) -> None:
@@ -468,7 +498,7 @@ class Leading:
         if led.ended.is_set():
             return
         led.kept.stopped = f"the job was stopped: {why}" + ("; another keeper goes on with it" if handed else "")
-        self._context.tell(Reason.TOOK_OVER if handed else Reason.STOPPED, f"job {short(led.id)}: {led.kept.stopped}")
+        self._context.tell(Reason.TOOK_OVER if handed else Reason.STOPPED, f"job {short(led.id)}: {led.kept.stopped}", led.id)
         self._end(led)
 
     def _forget_ended(self) -> None:
@@ -491,7 +521,7 @@ class Leading:
                     try:
                         self._look_after(led, self._context.clock(), self._context.wall_ms())
                     except P2PGridError as error:
-                        self._context.tell(error.reason, f"job {short(led.id)}: {error}")
+                        self._context.tell(error.reason, f"job {short(led.id)}: {error}", led.id)
 
     def _look_after(self, led: LedJob, now: float, now_ms: int) -> None:
         if led.file.failed is not None:
@@ -502,3 +532,4 @@ class Leading:
             return
         self._hear(led, core.WorkersKnown(self._workers(led)))
         self._hear(led, core.Tick())
+        self._noticing.look(led)

@@ -53,9 +53,9 @@ class Leasing:
         self.refused: dict[bytes, Reason] = {}
         """By job id, or by job id and lead; the last 256."""
 
-    def refuses(self, job: bytes, lead: bytes) -> bool:
-        """Whether work of this job, or of this lead for it, was refused before."""
-        return job in self.refused or job + lead in self.refused
+    def why_refused(self, job: bytes, lead: bytes) -> Reason | None:
+        """Why work of this job, or of this lead for it, was refused before; None if it was not."""
+        return self.refused.get(job) or self.refused.get(job + lead)
 
     def refuse(self, key: bytes, why: Reason) -> None:
         """From now on work of this job (or of this lead for it: the key is both ids) is refused."""

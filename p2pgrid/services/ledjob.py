@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from p2pgrid import logs
 from p2pgrid.core import lead as core
 from p2pgrid.errors import IntegrityError
 from p2pgrid.model.blob import blob_id_of
@@ -14,6 +16,9 @@ from p2pgrid.model.job import Job
 from p2pgrid.model.reasons import Reason
 from p2pgrid.offload import Offload
 from p2pgrid.services.absorbing import KeptJob
+from p2pgrid.services.announcing import Preparations
+
+_log = logging.getLogger(__name__)
 
 BATCH_CACHE_BYTES = 64 << 20
 
@@ -32,10 +37,14 @@ class LedJob:
         """Batches that each worker's session was sent."""
         self.passed_over: dict[bytes, float] = {}
         """Keepers that failed, and until when they are not named again."""
+        self.declined: dict[bytes, str] = {}
+        """Why workers that were invited take no units of it: the last reason code of each, until it asks for some."""
         self.ended = asyncio.Event()
         """Nothing is left to lead: the job is over, was broken off here, or others lead it."""
         self.started_s = 0.0
         self.keepers_note = ""
+        self.preparations = Preparations()
+        """What workers say that they prepare before they can begin."""
         self.broken = False
         """It cannot go on here; whether it can elsewhere is being found out."""
 
@@ -78,6 +87,13 @@ class Batches:
         while self._bytes > self._bytes_max and len(self._known) > 1:
             _, dropped = self._known.popitem(last=False)
             self._bytes -= len(dropped)
+
+
+def say_ended(led: LedJob, seconds: float) -> None:
+    """The one line of a job in the log. ``seconds``: since this node began to lead it."""
+    ledger, level = led.ledger, logging.INFO
+    units = ledger.layout.units
+    logs.line(_log, level, logs.JOB, job=led.id, state=led.state, units=units, failed=ledger.failed, seconds=seconds, epoch=led.lead.epoch)
 
 
 def check_batches(job: Job, contents: Sequence[bytes]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from p2pgrid.core.invites import Contact, Invite, invite_text
+from p2pgrid.core.invites import Contact, Invite, ends_ms, expired, invite_text
 from p2pgrid.core.membership import CHAIN_LINKS_MAX, admit, invite, verify_chain
-from p2pgrid.errors import ConfigError, MalformedError, P2PGridError, RefusedError
+from p2pgrid.errors import ConfigError, IntegrityError, MalformedError, P2PGridError, RefusedError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.membership import Grid, Member
 from p2pgrid.model.node import ROLES
@@ -23,6 +23,8 @@ from p2pgrid.wire.keys import SigningKey
 FILE = "membership"
 YEAR_MS = 365 * 24 * 3600 * 1000
 FOUNDER_YEARS = 20
+RENEW_MS = 14 * 24 * 3600 * 1000
+"""Before its end a membership may be replaced by one that lasts longer."""
 KNOWN_MAX = 4096
 
 
@@ -72,6 +74,19 @@ def accept_invite(home: Home, invited: Invite, now_ms: int) -> HomeMembership:
     return membership
 
 
+def member_of(home: Home, membership: HomeMembership) -> Member:
+    """What a home's membership says, over or not. Raises IntegrityError when it does not hold."""
+    return verify_chain(membership.chain, NodeKey(home.node_key().public), membership.grid, None)
+
+
+def renews(home: Home, membership: HomeMembership, invited: Invite, now_ms: int) -> bool:
+    """Whether an invite of the same grid is to take the place of a membership that is over, or soon will be."""
+    if membership.root_seed or membership.grid.id != invited.grid.id:
+        return False
+    until_ms = member_of(home, membership).expires_ms
+    return until_ms - now_ms < RENEW_MS and ends_ms(invited) > until_ms
+
+
 def make_invite(
     membership: HomeMembership,
     roles: Sequence[str],
@@ -110,6 +125,19 @@ class Judge:
         if known is not None and known.expires_ms > self._wall_ms():
             return known
         member = verify_chain(chain, node, self._grid, self._wall_ms())
+        return self._remember(key, member)
+
+    def judge_own(self, node: NodeKey, chain: Sequence[bytes]) -> Member:
+        """As :meth:`judge`, of this node itself: its owner is told what to do when the membership is over."""
+        try:
+            return self.judge(node, chain)
+        except IntegrityError as error:
+            if error.reason != Reason.EXPIRED:
+                raise
+            until_ms = verify_chain(chain, node, self._grid, None).expires_ms
+            raise expired(f"the membership of '{self._grid.name}'", until_ms, self._wall_ms()) from error
+
+    def _remember(self, key: tuple[bytes, tuple[bytes, ...]], member: Member) -> Member:
         while len(self._known) >= KNOWN_MAX:
             self._known.pop(next(iter(self._known)))
         self._known[key] = member

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from p2pgrid.errors import IntegrityError
 from p2pgrid.model.blob import CHUNK_BYTES, BlobRoot, check_chunk, chunk_count, chunk_size
@@ -18,7 +19,9 @@ from p2pgrid.offload import Offload
 from p2pgrid.services.chunks import Group, groups_of, runs_of
 from p2pgrid.services.tasks import wind_up
 from p2pgrid.store.disk import read_ranges
-from p2pgrid.store.uploads import ChunkWriter
+
+if TYPE_CHECKING:
+    from p2pgrid.store.uploads import ChunkWriter
 
 
 async def take_nearby(offload: Offload, writer: ChunkWriter, path: str, size_bytes: int) -> None:

@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from p2pgrid import logs
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import NodeKey, short
 from p2pgrid.model.job import Job
@@ -26,6 +28,8 @@ from p2pgrid.services.peers import Peers
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.messages import Delivered, Delivery, DeliveryReply
 
+_log = logging.getLogger(__name__)
+
 DELIVERY_BYTES = 4 << 20
 DELIVERY_ITEMS_MAX = 256
 """Receipts in one message: each costs its receiver a signature to check."""
@@ -33,6 +37,29 @@ OUTBOX_BYTES = 64 << 20
 DELIVER_S = 30.0
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 GIVE_UP_AFTER_S = 120.0
+
+
+@dataclass(slots=True, eq=False)
+class Course:
+    """When a lease came and when its first unit began, on the node's clock."""
+
+    leased_s: float
+    began_s: float | None = None
+
+    @property
+    def queue_s(self) -> float:
+        """How long its units waited."""
+        return 0.0 if self.began_s is None else self.began_s - self.leased_s
+
+
+class Facts(NamedTuple):
+    """What a log says of a receipt."""
+
+    units: int
+    ok: int
+    run_us: int
+    fuel: int
+    signed_s: float
 
 
 class Source(NamedTuple):
@@ -45,6 +72,8 @@ class Source(NamedTuple):
     """Its id."""
     lease: bytes = b""
     """The signed grant."""
+    course: Course = Course(0.0)
+    """Given by whoever took the lease; the default stands for a lease that is forgotten."""
 
     @property
     def job(self) -> bytes:
@@ -62,6 +91,7 @@ class Source(NamedTuple):
 class _Item(NamedTuple):
     source: Source
     delivered: Delivered
+    facts: Facts | None
 
     @property
     def size_bytes(self) -> int:
@@ -122,10 +152,10 @@ class Outboxes:
         """Whether receipts under a lease wait here."""
         return any(item.source.grant == grant for outbox in self._outboxes.values() for item in outbox.items)
 
-    def put(self, source: Source, delivered: Delivered) -> None:
-        """Deliver one receipt."""
+    def put(self, source: Source, delivered: Delivered, facts: Facts | None = None) -> None:
+        """Deliver one receipt. ``facts``: for the log, if that is to know."""
         outbox = self._outboxes.setdefault(source.outbox, _Outbox())
-        item = _Item(source, delivered)
+        item = _Item(source, delivered, facts)
         outbox.items.append(item)
         self.count(item.size_bytes)
         if not outbox.sending:
@@ -146,7 +176,8 @@ class Outboxes:
                 failing_since = began if failing_since is None else failing_since
                 if not error.retryable or self._context.clock() - failing_since > GIVE_UP_AFTER_S:
                     if not outbox.dropped:
-                        self._context.tell(error.reason, f"results of job {short(job)} were not taken: {error}")
+                        self._context.tell(error.reason, f"results of job {short(job)} were not taken: {error}", job)
+                        self._say_ended(outbox.items, [error.reason] * len(outbox.items), attempt + 1)
                         self._drop(where, outbox)
                     return
                 await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
@@ -154,13 +185,39 @@ class Outboxes:
                 continue
             if outbox.dropped:
                 return
-            failing_since, attempt = None, 0
-            for reason in reply.refused:
+            for reason in dict.fromkeys(reply.refused):
                 if reason:
-                    self._context.tell(reason, f"a receipt of job {short(job)} was refused")
+                    self._context.tell(reason, f"a receipt of job {short(job)} was refused", job)
+            self._say_ended(taken, reply.refused, attempt + 1)
+            failing_since, attempt = None, 0
             del outbox.items[: len(taken)]
             self.count(-sum(item.size_bytes for item in taken))
         self._forget(where, outbox)
+
+    def _say_ended(self, items: Sequence[_Item], refused: Sequence[str], attempt: int) -> None:
+        """The one line of each receipt."""
+        now = self._context.clock()
+        for number, item in enumerate(items):
+            facts, source = item.facts, item.source
+            if facts is None:
+                continue
+            logs.line(
+                _log,
+                logging.INFO,
+                logs.BATCH,
+                job=source.job,
+                lead=source.lead,
+                units=facts.units,
+                ok=facts.ok,
+                failed=facts.units - facts.ok,
+                run_s=facts.run_us / 1e6,
+                queue_s=source.course.queue_s,
+                deliver_s=now - facts.signed_s,
+                bytes=item.size_bytes,
+                fuel=facts.fuel,
+                attempt=attempt,
+                reason=refused[number] if number < len(refused) else "",
+            )
 
     async def _deliver(self, where: tuple[bytes, NodeKey], outbox: _Outbox, taken: list[_Item], *, patient: bool) -> DeliveryReply:
         """One round. Raises what can pass if anything can, else what was said first. ``patient``: who is busy is not passed over."""
@@ -200,9 +257,15 @@ class Outboxes:
             del self._outboxes[where]
         self._changed.set()
 
+    @property
+    def wants_facts(self) -> bool:
+        """Whether the log is to know what receipts say."""
+        return _log.isEnabledFor(logging.INFO)
+
     def drop(self, job: bytes) -> None:
         """Forget the receipts of a job that was cancelled."""
         for where, outbox in [(where, outbox) for where, outbox in self._outboxes.items() if where[0] == job]:
+            self._say_ended(outbox.items, [Reason.JOB_OVER] * len(outbox.items), 0)
             self._drop(where, outbox)
 
     async def close(self) -> None:

@@ -200,9 +200,13 @@ class Pausing:
             queued=worker.queued,
             cores=context.policy.cores,
             submitter=context.submitter.public,
-            runtimes=tuple(self._runtimes()),
+            runtimes=self.runtimes(),
             terms=terms_told(context.policy),
         )
+
+    def runtimes(self) -> tuple[RuntimeLine, ...]:
+        """Every runtime: whether it is offered, and why not."""
+        return tuple(self._runtimes())
 
     def _of_policy(self) -> list[RuntimeLine]:
         terms = self._context.terms

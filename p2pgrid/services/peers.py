@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -26,7 +26,9 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.net.messages import Member
 from p2pgrid.net.pool import Pool
 from p2pgrid.net.rpc import Session
+from p2pgrid.services.calm import Calm
 from p2pgrid.services.context import Context
+from p2pgrid.services.statuses import Meetings, Statuses
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.messages import InfoNotice, NodeStatus, StatusRequest
@@ -42,18 +44,25 @@ INFO_BYTES_MAX = 4096
 ENUMERATE_MAX = 256
 RETRY_AFTER_S = 30.0
 REDIAL_S = 1.5
+STATUS_S = 2.0
 WITHDRAW_S = 1.0
 NODE_TTL_S = 1800.0
 
 
 class Peer(NamedTuple):
-    """A line of ``peers``. ``status`` is None for a node that does not answer."""
+    """A line of ``peers``. ``status`` is None for a node that does not answer, or was not asked yet."""
 
     key: NodeKey
     info: NodeInfo
     status: NodeStatus | None
     rtt_s: float
     path: str
+    since_ms: int = 0
+    """Since when it is connected, or was last seen; 0: never met."""
+    status_ms: int = 0
+    """When it said that."""
+    roles: frozenset[str] = frozenset()
+    """What its membership grants, as it proved."""
 
 
 class SelfSession:
@@ -78,9 +87,13 @@ class Peers:
         self._failed_s: dict[bytes, float] = {}
         self._gone: list[Callable[[NodeKey], None]] = []
         self._restarted: list[Callable[[NodeKey], None]] = []
+        self._calm = Calm(context.clock)
         self._instances: dict[bytes, bytes] = {}
         """Which run of each peer was met last."""
         self._came: list[Callable[[NodeKey], None]] = []
+        self.meetings = Meetings(context.wall_ms)
+        self._started_ms = context.wall_ms()
+        self.statuses = Statuses(context, self._status, self._tasks)
         self.complete = True
         context.methods.on_notify("node.info", InfoNotice, self._on_info)
         pool.on_open(self._on_open)
@@ -276,32 +289,76 @@ class Peers:
         except P2PGridError:
             self._note_failed(peer)
 
+    async def _look(self) -> None:
+        before = self._scene()
+        try:
+            await self.refresh()
+        except P2PGridError as error:
+            self._context.tell(error.reason, f"looking for nodes: {error}")
+        infos, live = scene = self._scene()
+        self._calm.looked(found_nothing=self.complete and scene == before and infos <= live)
+
+    def _scene(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
+        """Who is known and who is there."""
+        return frozenset(self._infos), frozenset(self.live())
+
     async def _discover(self) -> None:
         while True:
-            try:
-                await self.refresh()
-            except P2PGridError as error:
-                self._context.tell(error.reason, f"looking for nodes: {error}")
+            if self._calm.is_due():
+                await self._look()
             jitter = 0.75 + self._context.rng.random() / 2
             await asyncio.sleep(DISCOVER_S * jitter)
 
-    async def list(self, *, refresh: bool = True) -> list[Peer]:
-        """Every node that is known, this one first; live ones with their state."""
+    async def list(self, *, refresh: bool = True) -> Sequence[Peer]:
+        """Every node that is known, this one first, after all live ones were asked for their state."""
+        await self.ask_all(refresh=refresh)
+        return self.known()
+
+    async def ask_all(self, *, refresh: bool = True) -> None:
+        """Ask every live peer for its state. ``refresh``: look for nodes first."""
         if refresh:
             await self.refresh()
-        keys: Iterable[bytes] = dict.fromkeys([self._context.me, *sorted(set(self.live()) | set(self._infos))])
-        return list(await asyncio.gather(*(self._ask(NodeKey(key)) for key in keys)))
+        await asyncio.gather(*(self.statuses.ask(key) for key in [self._context.me, *self.live()]))
 
-    async def _ask(self, key: NodeKey) -> Peer:
-        session = self._pool.live(key)
-        status: NodeStatus | None = None
-        if session is not None or key == self._context.me:
-            try:
-                status = await self.call(key, "node.status", StatusRequest(), NodeStatus, timeout_s=2.0)
-            except P2PGridError:
-                status = None
-        path = session.path() if session is not None else None
-        return Peer(key, self.info(key), status, path.rtt_s if path else 0.0, path.kind if path else "self" if status else "")
+    def known(self) -> Sequence[Peer]:
+        """Every node that is known, this one first; live ones with the state that they told last."""
+        me, live = self._context.me, self.live()
+        said = self.statuses.of(me)
+        own = Peer(me, self._own_info(), said.status if said else None, 0.0, "self", self._started_ms, said.wall_ms if said else 0)
+        found, infos, since_ms = [own], self._infos, self.meetings.since_ms
+        for key in sorted({*live, *infos} - {me}):
+            if key in live:
+                found.append(self._line(NodeKey(key), live[key]))
+            else:
+                found.append(Peer(NodeKey(key), infos[key], None, 0.0, "", since_ms(key)))
+        return found
+
+    def renew_statuses(self) -> None:
+        """Somebody looks: ask a few live peers for their state again, in the background."""
+        self.statuses.renew(self.live())
+
+    def _line(self, key: NodeKey, session: Session) -> Peer:
+        path, said = session.path(), self.statuses.of(key)
+        status, status_ms = (said.status, said.wall_ms) if said else (None, 0)
+        return Peer(key, self.info(key), status, path.rtt_s, path.kind, self.meetings.since_ms(key), status_ms, session.member.roles)
+
+    def count(self) -> int:
+        """How many peers are live."""
+        return len(self._pool.sessions())
+
+    def dialled_by(self) -> int:
+        """How many live peers opened a session to this node: they can reach it."""
+        return sum(map(self.meetings.dialled_us, self.live()))
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent to and received from other nodes since the start, datagrams included."""
+        sessions, datagrams = self._pool.traffic(), self._dht.traffic()
+        return sessions[0] + datagrams[0], sessions[1] + datagrams[1]
+
+    async def _status(self, key: NodeKey) -> NodeStatus:
+        if not self.is_live(key):
+            raise UnreachableError(f"node {short(key)} is not there", reason=Reason.DEAD)
+        return await self.call(key, "node.status", StatusRequest(), NodeStatus, timeout_s=STATUS_S)
 
     # -- coming and going ------------------------------------------------------------
 
@@ -309,6 +366,8 @@ class Peers:
         if session.peer == self._context.me or session.hello is None:
             return
         self._failed_s.pop(session.peer, None)
+        self.meetings.note(session.peer, live=True, dialled_us=not session.connection.dialled)
+        self._calm.stir()
         self._note_instance(session.peer, session.hello.instance)
         info = NodeInfo()
         if len(session.hello.info) <= INFO_BYTES_MAX:
@@ -329,6 +388,10 @@ class Peers:
 
     def _on_close(self, session: Session, reason: str) -> None:
         if session.peer != self._context.me:
+            if not self.is_live(session.peer):
+                self.meetings.note(session.peer, live=False)
+                self.statuses.forget(session.peer)
+            self._calm.stir()
             self._tasks.spawn(self._redial(session.peer, reason), "redial")
 
     async def _redial(self, peer: NodeKey, reason: str) -> None:
@@ -344,6 +407,7 @@ class Peers:
             except (P2PGridError, TimeoutError):
                 pass
         self._note_failed(peer)
+        self._calm.stir(lost=reason != Reason.SHUTDOWN)
         for gone in self._gone:
             gone(peer)
 

@@ -143,7 +143,7 @@ class Pins:
         try:
             await self._keep(blob)
         except P2PGridError as error:
-            self._context.tell(error.reason, f"blob {short(blob)} is to be kept for good: {error}")
+            self._context.tell(error.reason, f"blob {short(blob)} is to be kept for good: {error}", blob)
 
     # -- listing -------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from p2pgrid.core.keeping import PushBook
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log as kinds
-from p2pgrid.model.ids import JobId, NodeKey
+from p2pgrid.model.ids import JobId, NodeKey, short
 from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.joblog import JobFile
@@ -135,6 +135,7 @@ class Pushing:
             if keeper not in pushed.book.keepers:
                 return
             if pushed.book.on_failed(keeper) >= FAILURES_MAX or not error.retryable or not self._peers.is_live(keeper):
+                self._context.tell(error.reason, f"{short(keeper)} does not keep job {short(job)}: {error}", job, keeper)
                 self._replace(job, keeper)
             else:
                 await asyncio.sleep(COALESCE_S * 4)

@@ -75,7 +75,7 @@ class Reading:
             async with asyncio.timeout(COPY_S):
                 kept = await self._copy_from_any(job, kept)
         except TimeoutError:
-            self._context.tell(Reason.TIMEOUT, f"reading job {short(job)} took too long")
+            self._context.tell(Reason.TIMEOUT, f"reading job {short(job)} took too long", job)
         kept = self._keeping.jobs.get(job, kept)
         if kept is None:
             raise RefusedError(f"nobody who can be reached knows job {short(job)}", reason=Reason.UNKNOWN_JOB, hint="check the id")
@@ -90,14 +90,14 @@ class Reading:
                 try:
                     await self._copy(kept.id, NodeKey(keeper))
                 except P2PGridError as error:
-                    self._context.tell(error.reason, f"reading job {short(kept.id)} from {short(keeper)}: {error}")
+                    self._context.tell(error.reason, f"reading job {short(kept.id)} from {short(keeper)}: {error}", kept.id, keeper)
 
     async def _copy_from_any(self, job: JobId, kept: KeptJob | None) -> KeptJob | None:
         for keeper in await self._keepers(job, kept):
             try:
                 kept = await self._copy(job, keeper)
             except P2PGridError as error:
-                self._context.tell(error.reason, f"reading job {short(job)} from {short(keeper)}: {error}")
+                self._context.tell(error.reason, f"reading job {short(job)} from {short(keeper)}: {error}", job, keeper)
                 continue
             if kept.ended_for_good or self._leads(kept, keeper):
                 break
@@ -173,5 +173,5 @@ class Reading:
             while not (await self._read_on(kept.id, look))[1]:
                 pass
         except P2PGridError as error:
-            self._context.tell(error.reason, f"following job {short(kept.id)}: {error}")
+            self._context.tell(error.reason, f"following job {short(kept.id)}: {error}", kept.id)
             look.source = None

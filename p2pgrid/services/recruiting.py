@@ -10,6 +10,7 @@ from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log as kinds
 from p2pgrid.model.ids import short
 from p2pgrid.model.job import KeeperSet
+from p2pgrid.model.reasons import Reason
 from p2pgrid.services.absorbing import KeptJob
 from p2pgrid.services.context import Context
 from p2pgrid.services.ledjob import LedJob
@@ -57,7 +58,10 @@ class Recruiting:
         try:
             led.file.post([LogRecord(kinds.KEEPERS, named.raw)])
         except P2PGridError as error:
-            self._context.tell(error.reason, f"job {short(led.id)}: {error}")
+            self._context.tell(error.reason, f"job {short(led.id)}: {error}", led.id)
             return None
         led.ledger.add(named)
+        if failed is not None:
+            text = f"{short(failed)} keeps job {short(led.id)} no longer: {len(named.body.keepers)} others do"
+            self._context.tell(Reason.KEEPER_LOST, text, led.id, failed)
         return named

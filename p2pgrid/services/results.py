@@ -14,7 +14,7 @@ from p2pgrid.errors import IntegrityError
 from p2pgrid.model.blob import CHUNK_BYTES, blob_id_of
 from p2pgrid.model.ids import DIGEST_BYTES
 from p2pgrid.model.reasons import Reason
-from p2pgrid.model.work import RAISED, Receipt
+from p2pgrid.model.work import DIED, DISAGREED, NO_INPUT, RAISED, TIMED_OUT, TOO_LARGE, Receipt
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.envelope import Signed
 from p2pgrid.wire.messages import Payload
@@ -22,6 +22,22 @@ from p2pgrid.wire.messages import Payload
 NIL = encode(None)
 NIL_DIGEST = blob_id_of(NIL)
 PAYLOAD_CACHE_BYTES = 64 << 20
+OUTCOME_REASONS = {
+    RAISED: Reason.RAISED,
+    TIMED_OUT: Reason.TIMED_OUT,
+    DIED: Reason.DIED,
+    TOO_LARGE: Reason.TOO_LARGE,
+    NO_INPUT: Reason.NO_INPUT,
+    DISAGREED: Reason.DISAGREED,
+}
+NO_MODULE = ("ModuleNotFoundError",)
+NO_MEMORY = ("MemoryError", "MemoryLimit")
+"""Ends of the types that runtimes and libraries give to what wanted too much."""
+COMMAND_FAILED = "CommandFailed"
+COMMAND_SIGNS = ("MemoryError", "Cannot allocate memory", "std::bad_alloc", "out of memory")
+"""What programs write when they are given no memory."""
+OF_MEMORY = "of memory in"
+"""In what the watchdog says of a command that used too much."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -30,6 +46,24 @@ class Failure(msgspec.Struct, frozen=True):
     type: str = ""
     message: str = ""
     traceback: str = ""
+
+
+def failure_of(outcome: int, raw: bytes) -> Failure:
+    """What is told of a unit without a value; empty where its workers never agreed, or told nothing. Raises MalformedError."""
+    told = outcome != DISAGREED and b"\x80" <= raw[:1] < b"\x90"
+    return decode(raw, Failure) if told else Failure()
+
+
+def reason_of(outcome: int, failure: Failure) -> Reason:
+    """The reason code of a unit without a value: its outcome's, or a narrower one where what it said tells more."""
+    kind = failure.type.rpartition(".")[2]
+    if kind in NO_MODULE and outcome == RAISED:
+        return Reason.MISSING_MODULE
+    if kind.endswith(NO_MEMORY) or (outcome == DIED and OF_MEMORY in failure.message):
+        return Reason.OVER_MEMORY
+    if kind == COMMAND_FAILED and any(sign in failure.message for sign in COMMAND_SIGNS):
+        return Reason.OVER_MEMORY
+    return OUTCOME_REASONS.get(outcome, Reason.DIED)
 
 
 class UnitValue(NamedTuple):

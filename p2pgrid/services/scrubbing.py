@@ -125,7 +125,7 @@ class Scrubbing:
 
     def _on_damaged(self, blob: BlobId, holders: tuple[bytes, ...]) -> None:
         if blob not in self._waiting and len(self._waiting) < HEALING_MAX:
-            self._context.tell(Reason.CORRUPT, f"blob {short(blob)} is damaged on this disk")
+            self._context.tell(Reason.CORRUPT, f"blob {short(blob)} is damaged on this disk", blob)
             self._waiting[blob] = holders
             self._poke.set()
 
@@ -157,8 +157,8 @@ class Scrubbing:
                 # Fetching took a lease for this node, which did not want the blob itself.
                 await run(blobs.release, blob, context.me)
         except P2PGridError as error:
-            context.tell(error.reason, f"blob {short(blob)} is damaged and cannot be healed now: {error}")
+            context.tell(error.reason, f"blob {short(blob)} is damaged and cannot be healed now: {error}", blob)
             return False
         self.healed += 1
-        context.tell(Reason.HEALED, f"blob {short(blob)} was damaged on this disk and is whole again")
+        context.tell(Reason.HEALED, f"blob {short(blob)} was damaged on this disk and is whole again", blob)
         return True

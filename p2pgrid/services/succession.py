@@ -104,7 +104,8 @@ class Succession:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            self._look()
+            if self._keeping.jobs or self._parted or self._keeping.custody:
+                self._look()
 
     def _look(self) -> None:
         now = self._context.clock()
@@ -221,13 +222,13 @@ class Succession:
                 async with asyncio.timeout(GATHER_S):
                     await self._reading.gather(kept)
             except TimeoutError:
-                self._context.tell(Reason.TIMEOUT, f"the other keepers of job {short(kept.id)} answer slowly")
+                self._context.tell(Reason.TIMEOUT, f"the other keepers of job {short(kept.id)} answer slowly", kept.id)
             if self._closed or kept.led or kept.ledger.keepers is not before:
                 return
             await self._leading.take_over(kept, self.leaving())
         except P2PGridError as error:
             self._not_before_s[kept.id] = self._context.clock() + RETRY_S
-            self._context.tell(error.reason, f"job {short(kept.id)} cannot be led here: {error}")
+            self._context.tell(error.reason, f"job {short(kept.id)} cannot be led here: {error}", kept.id)
         finally:
             self._taking.discard(kept.id)
 
@@ -291,7 +292,7 @@ class Succession:
             try:
                 return await self._peers.call(NodeKey(lead), "job.deliver", delivery, DeliveryReply, timeout_s=RELAY_S)
             except P2PGridError as error:
-                self._context.tell(error.reason, f"receipts of job {short(job)} could not be relayed: {error}")
+                self._context.tell(error.reason, f"receipts of job {short(job)} could not be relayed: {error}", job, lead)
         return await self._take_receipts(kept, delivery)
 
     async def _take_receipts(self, kept: KeptJob, delivery: Delivery) -> DeliveryReply:
@@ -386,7 +387,7 @@ class Succession:
                 if led.file.failed is None:
                     await self._keeping.learn(led.kept, reply.keepers)
             except P2PGridError as error:
-                self._context.tell(error.reason, f"job {short(led.id)} was not handed to {short(keeper)}: {error}")
+                self._context.tell(error.reason, f"job {short(led.id)} was not handed to {short(keeper)}: {error}", led.id, keeper)
             else:
                 return True
         return False

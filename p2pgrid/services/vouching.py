@@ -85,16 +85,22 @@ class Vouching:
 
         return tuple(self._line(runtime) for runtime in RUNTIMES)
 
+    def lacking(self) -> tuple[tuple[str, str], ...]:
+        """(runtime, reason code) of what the owner would offer, and what cannot be offered now."""
+        return tuple((line.runtime, str(line.reason)) for line in self.lines() if not line.offered and line.reason)
+
     def _line(self, runtime: str) -> RuntimeLine:
         report, policy = self.reports.get(runtime), self._context.policy
         if runtime not in policy.runtimes or not policy.cores:
             return RuntimeLine(runtime, False, "", "the owner does not offer it")
         if report is None and runtime == PYTHON and not self._charters.runner:
-            return RuntimeLine(runtime, False, "", Reason.NO_RUNNER.sentence)
+            return RuntimeLine(runtime, False, "", Reason.NO_RUNNER.sentence, Reason.NO_RUNNER)
         if report is None:
-            return RuntimeLine(runtime, False, "", Reason.UNTESTED.sentence)
+            return RuntimeLine(runtime, False, "", Reason.UNTESTED.sentence, Reason.UNTESTED)
         held = f"{sum(attempt.held for attempt in report.attempts)} of {len(report.attempts)} attacks held"
-        return RuntimeLine(runtime, report.holds, report.level, held if report.holds else report.reason)
+        if report.holds:
+            return RuntimeLine(runtime, True, report.level, held)
+        return RuntimeLine(runtime, False, report.level, report.reason, Reason.CAGE_BROKEN if report.attempts else Reason.NO_CAGE)
 
     # -- testing -----------------------------------------------------------------------
 
@@ -160,15 +166,17 @@ class Vouching:
                 await wind_up(testing)
 
     def _take(self, reports: Sequence[RuntimeReport], *, tell: bool = True) -> None:
+        lacking = self.lacking()
         for report in reports:
             self.reports[report.runtime] = report
             if not report.holds:
                 self._context.tell(Reason.CAGE_BROKEN, f"{report.runtime} is not offered: {report.reason}")
         offered = holding(self.reports.values())
-        if offered != self._context.offered:
-            self._context.offered = offered
-            if tell:
-                self._changed()
+        # Why something is not offered is told to others, too.
+        changed = offered != self._context.offered or lacking != self.lacking()
+        self._context.offered = offered
+        if changed and tell:
+            self._changed()
 
 
 def _save(folder: Path, reports: Sequence[RuntimeReport], key: ReportKey) -> None:

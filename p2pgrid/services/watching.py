@@ -74,6 +74,10 @@ class Watching:
     def _on_came(self, peer: NodeKey) -> None:
         self._others.came(peer, self._context.clock())
 
+    def knows(self, node: bytes) -> bool:
+        """Whether a node was ever met; who was not has the share that is supposed of anybody."""
+        return node in self._of(node)
+
     def share(self, node: bytes) -> float:
         """The part of the time that a node is there, 0 to 1; of this node itself too."""
         return self._of(node).share(node, self._context.clock())

@@ -24,17 +24,19 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import NO_INPUT, Grant
 from p2pgrid.net.rpc import Session
 from p2pgrid.runtimes.tasks import BatchChunk, Workers
+from p2pgrid.services.announcing import Announcing
 from p2pgrid.services.context import Context
+from p2pgrid.services.declining import Declining
 from p2pgrid.services.delivering import Delivering
 from p2pgrid.services.knownjobs import KnownJob, KnownJobs
 from p2pgrid.services.leasing import Leasing
-from p2pgrid.services.outbox import GIVE_UP_AFTER_S, Source
+from p2pgrid.services.outbox import GIVE_UP_AFTER_S, Course, Source
 from p2pgrid.services.peers import Peers
 from p2pgrid.services.preparing import Preparing
 from p2pgrid.services.storing import Storing
 from p2pgrid.services.tasks import Tasks
 from p2pgrid.wire.codec import decode
-from p2pgrid.wire.envelope import Signed, open_envelope, peek
+from p2pgrid.wire.envelope import Signed, open_envelope, peek, statement_id
 from p2pgrid.wire.messages import CancelRequest, JobInvite, LeasesReturned, PullReply, PullRequest
 
 JOBS_PER_LEAD_MAX = 32
@@ -73,17 +75,22 @@ class _Lease:
 class Working:
     """Pulls, runs, and hands results to :class:`Delivering`."""
 
-    def __init__(self, context: Context, peers: Peers, storing: Storing, pool: Workers, preparing: Preparing) -> None:
+    def __init__(
+        self, context: Context, peers: Peers, storing: Storing, pool: Workers, preparing: Preparing, announcing: Announcing | None = None
+    ) -> None:
+        """``announcing``: tells leads what is prepared for their jobs; None: only that inputs are fetched."""
         self._context = context
         self._peers = peers
         self._pool = pool
         self._tasks = Tasks("working")
         self._preparing = preparing
+        self._announcing = announcing or Announcing(context, peers, lambda environment: None, lambda job: False)
         self._delivering = Delivering(context, peers, storing)
         self._jobs = KnownJobs()
         self._known = self._jobs.known
         self._leasing = Leasing(context, peers, storing, self._jobs)
         self._refused = self._leasing.refused
+        self._declining = Declining(peers)
         self._owed: dict[bytes, _Lease] = {}
         """Leases whose tasks have not all ended; bounded, and of a forgotten lease every task counts as the last."""
         self._runs: dict[asyncio.Task[None], bool] = {}
@@ -103,6 +110,7 @@ class Working:
     async def close(self) -> None:
         for timer in self._leadless.values():
             timer.cancel()
+        self._announcing.close()
         await self._tasks.close()
         await self._delivering.close()
 
@@ -111,7 +119,12 @@ class Working:
     def _on_invite(self, session: Session, invite: JobInvite) -> None:
         policy = self._context.policy if session.peer == self._context.me else self._context.terms
         offered = invite.runtime in policy.runtimes or invite.runtime == AUTO
-        if policy.cores < 1 or not offered or self._leasing.refuses(invite.job, session.peer):
+        if policy.cores < 1 or not offered:
+            self._declining.tell(invite.job, session.peer, Reason.NO_RUNTIME if policy.cores else Reason.NO_SLOT)
+            return
+        refused = self._leasing.why_refused(invite.job, session.peer)
+        if refused is not None:
+            self._declining.tell(invite.job, session.peer, refused)
             return
         if invite.expires_ms < self._context.wall_ms() or self._delivering.outboxes.congested or len(invite.job) != DIGEST_BYTES:
             return
@@ -147,12 +160,13 @@ class Working:
         request = PullRequest(job, pull.slots, pull.want, known is None, have, known.epoch if known else -1, self._answering(job))
         if known is not None:
             known.pulls += 1
+        reply = PullReply(False)
         try:
             reply = await self._peers.call(NodeKey(lead), "job.pull", request, PullReply, timeout_s=PULL_S)
             leased = await self._take_lease(pull, reply)
         except P2PGridError as error:
             if not error.retryable:
-                self._context.tell(error.reason, f"job {short(job)}: {error}")
+                self._refuse_lease(job, NodeKey(lead), reply, error)
             self._handle(core.Dry(pull.source, over=not error.retryable))
             return
         finally:
@@ -162,6 +176,16 @@ class Working:
             self._end_leadless(job, lead)
         self._handle(leased or core.Dry(pull.source, over=reply.over))
 
+    def _refuse_lease(self, job: bytes, lead: NodeKey, reply: PullReply, error: P2PGridError) -> None:
+        """Say why nothing is taken, and give back what came: its units must not wait for a deadline."""
+        self._context.tell(error.reason, f"job {short(job)}: {error}", job, lead)
+        self._declining.tell(job, lead, error.reason)
+        if reply.grant:
+            with suppress(P2PGridError):
+                envelope = peek(reply.grant)
+                grant = statement_id(envelope.author, envelope.body)
+                self._peers.notify(lead, "job.returned", LeasesReturned(job, (grant,), str(error.reason)))
+
     async def _take_lease(self, pull: core.Pull, reply: PullReply) -> core.Leased | None:
         """Check everything a lead handed out. Raises when it does not fit together."""
         job, lead = pull.source
@@ -169,7 +193,7 @@ class Working:
         if taken is None:
             return None
         known, grant = taken
-        source = Source(known, NodeKey(lead), grant.id, grant.raw)
+        source = Source(known, NodeKey(lead), grant.id, grant.raw, Course(self._context.clock()))
         known.pulls += 1
         try:
             await self._leasing.fetch_derived(known, NodeKey(lead), grant.body)
@@ -210,19 +234,24 @@ class Working:
         job, lead = run.source
         known = self._known[job]
         lease = self._owed.get(run.grant)
-        source = lease.source if lease is not None else Source(known, NodeKey(lead), run.grant)
+        source = lease.source if lease is not None else Source(known, NodeKey(lead), run.grant, b"", Course(self._context.clock()))
         files: list[Path] = []
         done = 0
+        preparation = self._announcing.begin(known, lead)
 
         def on_chunk(chunk: BatchChunk) -> None:
             nonlocal done
             done += len(chunk.outcomes)
+            self._announcing.end(preparation)
             self._on_chunk(source, run, chunk)
 
         try:
             await self._delivering.outboxes.room()
             task = await self._preparing.task(known, lead, run.range, files)
             self._note_in_pool()
+            preparation.in_pool = True
+            if source.course.began_s is None:
+                source.course.began_s = self._context.clock()
             await self._pool.run(task, on_chunk)
         except P2PGridError as error:
             if error.reason in UNABLE and known.job.author != self._context.submitter.public:
@@ -232,8 +261,9 @@ class Working:
                 self._delivering.add_missed(source, left, NO_INPUT, error)
                 done = run.range.units
             if not self.worker.paused or error.reason not in QUIET:
-                self._context.tell(error.reason, f"job {short(job)}: {error}")
+                self._context.tell(error.reason, f"job {short(job)}: {error}", job, lead)
         finally:
+            self._announcing.end(preparation)
             self._preparing.release(files)
             self._jobs.release(known, run.range.batch, run.range.units)
             self._end_part(source, run.range.units, answered=done >= run.range.units)
@@ -241,8 +271,10 @@ class Working:
 
     def _give_up(self, run: core.Run, error: P2PGridError) -> None:
         """This node cannot run the units of a job: somebody else may."""
-        job, _ = run.source
-        self._leasing.refuse(job, next(reason for reason in UNABLE if reason == error.reason))
+        job, lead = run.source
+        reason = next(reason for reason in UNABLE if reason == error.reason)
+        self._leasing.refuse(job, reason)
+        self._declining.tell(job, NodeKey(lead), reason)
         self._mark_drained(run.grant)
         for key, source in [(key, source) for key, source in self.worker.sources.items() if key[0] == job]:
             for grant, unit_range in list(source.queue):
@@ -386,6 +418,7 @@ class Working:
     def think_again(self) -> None:
         """What this node offers has changed: jobs that were refused may be asked for again."""
         self._refused.clear()
+        self._declining.forget()
 
     # -- pausing ------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,13 @@ class Disk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def free_bytes_at(self, folder: Path) -> int | None:
+        """Bytes that still fit on the disk of a folder, for this user; None where nobody can say."""
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
 
     def write_file(self, path: Path, data: bytes) -> None:
         """Create ``path`` with exactly ``data`` and sync its content, but not its name."""

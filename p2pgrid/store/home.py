@@ -25,7 +25,6 @@ from p2pgrid.errors import ConfigError, TryAgainError, UsageError
 from p2pgrid.model.ids import KEY_BYTES
 from p2pgrid.model.reasons import Reason
 from p2pgrid.store.disk import READ_FLAGS, Disk, disk_errors, read_at
-from p2pgrid.store.ledger import RandomBytes
 from p2pgrid.store.locks import is_locked, try_lock
 from p2pgrid.store.paths import safe_join
 from p2pgrid.wire.keys import SigningKey
@@ -52,7 +51,12 @@ class Home:
     """One node's folder. Made, inspected and locked by the methods; the constructor touches nothing."""
 
     def __init__(
-        self, folder: Path, random_bytes: RandomBytes, *, disk: Disk | None = None, migrations: Mapping[int, Migration] | None = None
+        self,
+        folder: Path,
+        random_bytes: Callable[[int], bytes],
+        *,
+        disk: Disk | None = None,
+        migrations: Mapping[int, Migration] | None = None,
     ) -> None:
         """``random_bytes``: the system's secret randomness (os.urandom), for new keys."""
         self.folder = folder
@@ -157,13 +161,17 @@ class Home:
             self._disk.truncate(self._lock, 0)
             self._disk.write_at(self._lock, raw, 0)
 
+    def announced(self) -> RunningNode | None:
+        """The node that announced itself last and has not taken that back: one that runs, or that was killed."""
+        try:
+            return msgspec.json.decode((self.folder / "lock").read_bytes()[:4096], type=RunningNode)
+        except (OSError, msgspec.MsgspecError, ValueError):
+            return None
+
     def running(self) -> RunningNode | None:
         """The node that runs here now and has announced itself; None when there is none, or its process is dead."""
-        path = self.folder / "lock"
-        try:
-            raw = path.read_bytes()[:4096]
-            node = msgspec.json.decode(raw, type=RunningNode)
-        except (OSError, msgspec.MsgspecError, ValueError):
+        path, node = self.folder / "lock", self.announced()
+        if node is None:
             return None
         # The pid is asked first: then only a number that was given to another process costs a look at the lock,
         # and that look, which holds the lock for an instant, cannot get in the way of a node that is starting.

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from p2pgrid.client.running import OUTCOME_REASONS
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import Decision
+from p2pgrid.services.results import OUTCOME_REASONS
 from p2pgrid.testing.observe import Onlooker
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.envelope import peek

@@ -49,11 +49,12 @@ class Pulse(Message, frozen=True):
     cpu_share: float
     """Of all processors of the machine, 0 to 1, by whatever runs there."""
     memory_bytes: int
-    """In use on the machine."""
+    """In use on the machine; 0 where that cannot be told."""
     storage_bytes: int
     """Of what is lent, in use."""
     sent_bytes: int
     received_bytes: int
+    """Of sessions with other nodes and of datagrams, since the start; encryption is not counted."""
 
 
 class DhtHealth(Message, frozen=True):

@@ -81,6 +81,26 @@ class LeasesReturned(Message, frozen=True):
     reason: str
 
 
+class JobDeclined(Message, frozen=True):
+    """``job.declined``, worker to lead, one-way: why it takes no units of a job that it was invited to."""
+
+    job: bytes
+    reason: str
+    """A reason code."""
+
+
+class JobPreparing(Message, frozen=True):
+    """``job.preparing``, worker to lead, one-way: what keeps it from running units of the job yet. At most once a second."""
+
+    job: bytes
+    what: str
+    """``packages``, ``unpacking``, ``runner``, ``module`` or ``inputs``."""
+    done: int = 0
+    total: int = 0
+    """Of what can be counted; 0: it cannot."""
+    elapsed_s: float = 0.0
+
+
 class Payload(Message, frozen=True):
     """The results of a receipt's units, in order; nil (with another digest than nil's) where the result is a blob."""
 

@@ -64,6 +64,8 @@ class PeerLine(Message, frozen=True):
     """What its membership lets it do here, in a word."""
     nat: str = ""
     favours: float = 0.0
+    status_ms: int = 0
+    """When it told its status; with a session and 0: it was not asked yet."""
 
 
 class PeersReply(Message, frozen=True):
@@ -142,6 +144,8 @@ class FollowHeader(Message, frozen=True):
 
     job: bytes
     wait: bool
+    values: bool = True
+    """False: the events come without results."""
 
 
 class ResultSpan(Message, frozen=True):
@@ -354,6 +358,8 @@ class RuntimeLine(Message, frozen=True):
     """How its units are confined."""
     sentence: str = ""
     """Why not."""
+    reason: str = ""
+    """The code of it; empty where the owner wants it so."""
 
 
 class WhyMe(Message, frozen=True):
@@ -400,6 +406,14 @@ class EventLine(Message, frozen=True):
     """Ids of the job, the node and the blob that it is about, as far as it is about one."""
 
 
+class SnapshotRequest(Message, frozen=True):
+    """``own.snapshot``. ``refresh``: look for nodes and ask them all first."""
+
+    refresh: bool = False
+    have: int = 0
+    """Number of the last snapshot of this session: only what has changed since is wanted of the peers; 0: all of them."""
+
+
 class Snapshot(Message, frozen=True):
     """``own.snapshot``: everything ``top`` shows."""
 
@@ -415,3 +429,9 @@ class Snapshot(Message, frozen=True):
     dht: DhtHealth | None = None
     reach: str = ""
     """How others reach this node, in words."""
+    number: int = 0
+    """Of the snapshots of this session."""
+    since: int = 0
+    """0: ``peers`` are all that are known; else those that are new or have changed since the snapshot with this number."""
+    gone: tuple[bytes, ...] = ()
+    """Node keys that are no longer known since then."""

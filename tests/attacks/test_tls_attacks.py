@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import ssl
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ def key_pem(key: Ed25519PrivateKey) -> bytes:
 
 def named_certificate(key: Ed25519PrivateKey, name: str, signer: Ed25519PrivateKey) -> x509.Certificate:
     """A certificate that claims any name, signed by anybody."""
-    issuer = certificates.authority_certificate().subject if signer is not key else None
+    issuer = x509.load_der_x509_certificate(certificates.authority_certificate()).subject if signer is not key else None
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     return (
         x509.CertificateBuilder()
@@ -40,8 +41,8 @@ def named_certificate(key: Ed25519PrivateKey, name: str, signer: Ed25519PrivateK
         .issuer_name(issuer or subject)
         .public_key(key.public_key())
         .serial_number(5)
-        .not_valid_before(certificates._NOT_BEFORE)
-        .not_valid_after(certificates._NOT_AFTER)
+        .not_valid_before(dt.datetime(1970, 1, 1, tzinfo=dt.UTC))
+        .not_valid_after(dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC))
         .sign(signer, None)
     )
 
@@ -93,7 +94,7 @@ def test_a_certificate_that_claims_another_name_does_not_help_an_impostor() -> N
 
 
 def test_the_victims_certificate_cannot_be_used_with_another_key() -> None:
-    certificate = certificates.node_certificate(VICTIM.private.public_key()).public_bytes(_PEM)
+    certificate = certificates.pem("CERTIFICATE", certificates.node_certificate(VICTIM.public))
     with pytest.raises(ssl.SSLError):
         client_context(certificate + key_pem(ATTACKER.private))
 

@@ -1,43 +1,28 @@
-"""The pages say what the code does: forms and their fields, methods, reasons, exit codes; and the guide's commands run."""
+"""The pages say what the code does: forms and their fields, methods, reasons, exit codes."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
+import inspect
 import re
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-import p2pgrid
-import p2pgrid_cli
-from p2pgrid.client.running import Outcome
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model import log
-from p2pgrid.model.ids import JobId, StatementId
-from p2pgrid.model.node import NodeInfo
-from p2pgrid.store.home import Home
-from p2pgrid.wire.owner import BlobLine, JobLine, PeerLine, WhyBlob
 from p2pgrid_cli import exits
-from p2pgrid_cli.blobtables import blob_document, why_blob_document
-from p2pgrid_cli.render import job_document, peer_document
-from p2pgrid_cli.results import Shown, document
+from p2pgrid_cli.documents import DOCUMENTS, forms_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SPEC = DOCS / "spec"
 CODE = ("p2pgrid", "cli", "bench", "scenarios")
-GUIDES = DOCS / "guides"
 CITED = re.compile(r"\bdocs/[\w./-]+\.md(?:#[\w-]+)?")
 METHOD = re.compile(r'methods\.on(?P<form>_notify|_stream)?\(\s*"(?P<name>[\w.]+)"(?P<rest>[^\n]*)')
-BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE_NAME = re.compile(r"Save [\w ]+ as `(?P<name>[\w.]+)`")
 
 
 def load_generator() -> ModuleType:
@@ -163,25 +148,31 @@ def test_every_error_is_on_the_page_of_exit_codes() -> None:
     assert told == {kind.__name__: exits.code_of(kind("x")) for kind in shipped}
 
 
-def json_keys(section: str, after: str) -> list[str]:
-    """The keys of the first table behind ``after`` in a section of the page of JSON documents."""
+def test_every_command_with_a_document_is_on_the_page_of_documents() -> None:
     text = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
-    part = text.partition(f"## {section}")[2].partition("\n## ")[0].partition(after)[2]
-    table = part.partition("|---|")[2].partition("\n\n")[0]
-    return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    titles = " ".join(re.findall(r"^## (.+)$", text, re.MULTILINE))
+    assert set(re.findall(r"`(\w+) --json`", titles)) == set(DOCUMENTS)
 
 
-def test_json_documents_have_the_keys_on_their_page() -> None:
-    job = JobLine(b"j" * 32, "n", "done", 1, 1, 0, 0, 0, 0, "led")
-    assert json_keys("`peers --json`", "Each of") == list(peer_document(PeerLine(b"n" * 32, NodeInfo(), None, 0.0, "")))
-    assert json_keys("`jobs --json`", "newest first") == list(job_document(job))
-    line = BlobLine(b"b" * 32, "n", "file", 1, 1, 1, 0, False, 0, "held")
-    assert json_keys("`blobs --json`", "newest first") == list(blob_document(line))
-    why = list(why_blob_document(WhyBlob(line, "held")))
-    assert json_keys("`why --json`", "Of a blob") == [key for key in why if key not in blob_document(line)]
-    assert json_keys("`run --json`", "`results --json`") == list(
-        document(JobId(StatementId(job.job)), Outcome(job, fuel={0: 1}), Shown(gather=True))
-    )
+def test_every_key_of_a_document_is_explained_once() -> None:
+    text = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
+    forms = {shown for command in DOCUMENTS for form in forms_of(command) for shown in (form, *all_inner(form))}
+    assert sorted(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)) == sorted(form.__name__ for form in forms)
+    for form in forms:
+        texts = generate.meanings(inspect.getsource(form))
+        assert [name for name, meaning in texts.items() if not meaning] == [], form
+        assert inspect.getdoc(form)
+
+
+def all_inner(form: type[Any]) -> Iterator[type[Any]]:
+    """The objects within an object, to the bottom; one that holds its own kind is not gone into again."""
+    pending, seen = [form], {form}
+    while pending:
+        for inner in generate.inner_forms(pending.pop()):
+            if inner not in seen:
+                seen.add(inner)
+                pending.append(inner)
+                yield inner
 
 
 def test_the_architecture_page_names_every_module() -> None:
@@ -191,66 +182,3 @@ def test_the_architecture_page_names_every_module() -> None:
     named = [path for path in modules if not path.name.startswith("__") and not path.relative_to(ROOT).as_posix().startswith(inside)]
     assert len(named) > 80
     assert [path.name for path in named if f"`{path.name}`" not in text and f"`p2pgrid/{path.name}`" not in text] == []
-
-
-# The guide
-
-
-def guide_script(text: str) -> tuple[dict[str, str], str]:
-    """The files that the guide has its reader save, and its commands as one shell script."""
-    files: dict[str, str] = {}
-    commands = ["set -eu"]
-    named = ""
-    position = 0
-    for block in BLOCK.finditer(text):
-        before = FILE_NAME.findall(text[position : block.start()])
-        named = before[-1] if before else ""
-        position = block.end()
-        if block["kind"] == "sh":
-            commands.append(block["text"])
-        elif block["kind"] in ("python", "toml"):
-            files[named] = block["text"]
-    return files, "\n".join(commands)
-
-
-def expected_output(text: str) -> list[str]:
-    """Lines that the guide promises, told in blocks of the kind `text`."""
-    return [line for block in BLOCK.finditer(text) if block["kind"] == "text" for line in block["text"].splitlines() if line.strip()]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("guide", sorted(path.name for path in GUIDES.glob("*.md")))
-def test_guides_work_as_written(guide: str, tmp_path: Path) -> None:
-    text = (GUIDES / guide).read_text(encoding="utf-8")
-    files, commands = guide_script(text)
-    assert files
-    assert "" not in files
-    home, here, bin_folder = tmp_path / "home", tmp_path / "here", tmp_path / "bin"
-    for folder in (home, here, bin_folder):
-        folder.mkdir()
-    for name, content in files.items():
-        (here / name).write_text(content, encoding="utf-8")
-    for name, words in (("p2pgrid", "-P -m p2pgrid_cli"), ("python", "")):
-        program = bin_folder / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n', encoding="utf-8")
-        program.chmod(0o755)
-    packages = {str(Path(package.__file__ or "").parents[1]) for package in (p2pgrid, p2pgrid_cli)}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("P2PGRID", "XDG_", "COVERAGE", "COLUMNS"))}
-    environment = kept | {
-        "HOME": str(home),
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "PYTHONPATH": os.pathsep.join(sorted(packages)),
-    }
-    shell = shutil.which("sh")
-    assert shell is not None
-    try:
-        done = subprocess.run([shell, "-c", commands], cwd=here, env=environment, capture_output=True, text=True, timeout=50, check=False)
-    finally:
-        for name in ("first", "second"):
-            node = Home(here / name, os.urandom).running()
-            if node is not None:
-                os.kill(node.pid, signal.SIGTERM)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    missing = [line for line in expected_output(text) if line not in done.stdout]
-    assert not missing, f"{missing} not in\n{done.stdout}\n{done.stderr}"

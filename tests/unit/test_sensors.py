@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from p2pgrid import sensors
-from p2pgrid.core.pausing import Asked
-from p2pgrid.sensors import InputDevices, OthersLoad, Sensors, Sessions, Terminals, linux_on_battery
+from p2pgrid.core.pausing import Asked, Usage
+from p2pgrid.sensors import InputDevices, OthersLoad, Sensors, Sessions, Terminals, UsageMeter, linux_on_battery
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's files")
 
@@ -224,3 +224,46 @@ def test_no_display_is_opened(tmp_path: Path) -> None:
     program += "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''; sys.exit('libX' in maps or 'wayland' in maps)"
     environment = {**os.environ, "DISPLAY": "nowhere.invalid:0", "WAYLAND_DISPLAY": str(tmp_path / "none")}
     subprocess.run([sys.executable, "-c", program], check=True, timeout=15, env=environment)
+
+
+MEMINFO = "MemTotal:        1000 kB\nMemFree:          100 kB\nMemAvailable:     400 kB\n"
+
+
+def stat(busy: int, idle: int) -> str:
+    return f"cpu  {busy} 0 0 {idle} 0 0 0 99999 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
+
+
+def test_the_meter_tells_what_was_in_use_since_the_reading_before(tmp_path: Path, clock: Clock) -> None:
+    write(tmp_path / "meminfo", MEMINFO)
+    meter = UsageMeter(proc=tmp_path, clock=clock)
+    write(tmp_path / "stat", stat(busy=100, idle=300))
+    assert meter.read() == Usage(0.25, 600 * 1024), "since the machine was started, for once"
+    write(tmp_path / "stat", stat(busy=190, idle=310))
+    assert meter.read().cpu_share == 0.25, "too soon to tell"
+    clock.now += sensors.USAGE_AGAIN_S
+    assert meter.read().cpu_share == 0.9
+    clock.now += sensors.USAGE_AGAIN_S
+    assert meter.read().cpu_share == 0.9, "no tick went by"
+    write(tmp_path / "stat", stat(busy=190, idle=410))
+    clock.now += sensors.USAGE_AGAIN_S
+    assert meter.read().cpu_share == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "cpu 1 2", "cpu a b c d e f g h i j\n", "intr 1 2 3 4 5 6 7 8 9\n"])
+def test_where_the_system_does_not_tell_the_meter_guesses_from_the_load_and_knows_no_memory(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    if text:
+        write(tmp_path / "stat", text)
+    assert UsageMeter(proc=tmp_path, clock=clock).read() == Usage(0.75, 0)
+    monkeypatch.delattr(os, "getloadavg")
+    assert UsageMeter(proc=tmp_path, clock=clock).read() == Usage(0.0, 0)
+
+
+@linux
+def test_the_meter_reads_this_machine() -> None:
+    usage = UsageMeter().read()
+    assert 0.0 < usage.cpu_share <= 1.0
+    assert usage.memory_bytes > 1 << 20

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 
@@ -28,7 +29,7 @@ from p2pgrid.runtimes.selftest.native import attack_natively
 from p2pgrid.runtimes.selftest.report import Attempt, RuntimeReport, report_of
 from p2pgrid.runtimes.selftest.source import ATTACKS
 from p2pgrid.runtimes.selftest.webassembly import attack_webassembly
-from p2pgrid.runtimes.tasks import PoolPolicy, Workers
+from p2pgrid.runtimes.tasks import BatchChunk, BatchTask, OnResults, PoolPolicy, Workers
 
 MIB = 1 << 20
 RUNTIMES = ("native", "command", "wasm", "python")
@@ -46,25 +47,58 @@ _LOOKS = 50
 OWN = tuple(ATTACKS.values())
 """The attacks that a node makes on itself."""
 Attacking = Callable[[Workers, Canary], Awaitable[list[Attempt]]]
+OnAttack = Callable[[str, int, int], None]
+"""Told, by runtime, how many attacks were made, and how many were begun so far."""
+
+
+class _Counted:
+    """Workers that tell how far the attacks on them are. Whatever else is asked of them is theirs."""
+
+    def __init__(self, workers: Workers, runtime: str, on_attack: OnAttack) -> None:
+        self._workers, self._runtime, self._on_attack = workers, runtime, on_attack
+        self._made = self._begun = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
+
+    async def run(self, task: BatchTask, on_results: OnResults) -> None:
+        """As the workers'."""
+
+        def counted(chunk: BatchChunk) -> None:
+            self._made += len(chunk.outcomes)
+            self._on_attack(self._runtime, self._made, self._begun)
+            on_results(chunk)
+
+        self._begun += len(task.inputs)
+        self._on_attack(self._runtime, self._made, self._begun)
+        await self._workers.run(task, counted)
 
 
 async def run_selftest(
-    policy: PoolPolicy, offload: Offload, *, runtimes: Sequence[str] = RUNTIMES, runner: Path | None = None, timeout_s: float = _TIMEOUT_S
+    policy: PoolPolicy,
+    offload: Offload,
+    *,
+    runtimes: Sequence[str] = RUNTIMES,
+    runner: Path | None = None,
+    timeout_s: float = _TIMEOUT_S,
+    on_attack: OnAttack | None = None,
 ) -> tuple[RuntimeReport, ...]:
     """Attack the cages of these runtimes, all at one time, and report each in the order asked for.
 
     ``policy``: the node's; its cage, interpreter and paths are what is tested. ``runner``: the Python runner's component, for ``python``.
     ``timeout_s``: seconds after which a runtime that is not through counts as not holding. Never raises because of an attack.
     """
-    reports = await asyncio.gather(*(_test(policy, offload, runtime, runner, timeout_s) for runtime in runtimes))
+    reports = await asyncio.gather(*(_test(policy, offload, runtime, runner, timeout_s, on_attack) for runtime in runtimes))
     return tuple(reports)
 
 
-async def _test(policy: PoolPolicy, offload: Offload, runtime: str, runner: Path | None, timeout_s: float) -> RuntimeReport:
+async def _test(
+    policy: PoolPolicy, offload: Offload, runtime: str, runner: Path | None, timeout_s: float, on_attack: OnAttack | None
+) -> RuntimeReport:
     """The report of one runtime. Whatever goes wrong is a reason not to hold."""
     level = "none"
     try:
-        attacking = attacks_on(runtime, policy, runner, offload)
+        attacking = _counting(attacks_on(runtime, policy, runner, offload), runtime, on_attack)
         async with asyncio.timeout(timeout_s + (_COMPILING_S if runtime == "python" else 0.0)), place_for_pool(offload) as folder:
             level = await _level(policy, offload, runtime, folder)
             attempts = await attack(policy, offload, attacking, folder)
@@ -75,6 +109,12 @@ async def _test(policy: PoolPolicy, offload: Offload, runtime: str, runner: Path
     except OSError as error:
         return RuntimeReport(runtime, level, False, f"it cannot be tested: {error}")
     return report_of(runtime, level, (_accepted(attempt, runtime, level) for attempt in attempts))
+
+
+def _counting(attacking: Attacking, runtime: str, on_attack: OnAttack | None) -> Attacking:
+    if on_attack is None:
+        return attacking
+    return lambda workers, canary: attacking(cast(Workers, _Counted(workers, runtime, on_attack)), canary)
 
 
 async def _level(policy: PoolPolicy, offload: Offload, runtime: str, folder: Path) -> str:

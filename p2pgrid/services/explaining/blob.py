@@ -25,7 +25,7 @@ ASKED_MAX = 64
 FILES_A_TURN = 200
 
 
-class Explaining:
+class BlobState:
     """Serves ``own.why``."""
 
     def __init__(self, context: Context, peers: Peers, files: Files, pins: Pins) -> None:

@@ -52,6 +52,23 @@ NOT_IN_SIMULATION: dict[Reason, str] = {
     **dict.fromkeys(
         (Reason.NO_CAGE, Reason.CAGE_BROKEN, Reason.UNTESTED), "simulated units run in the process of the simulation, without cages"
     ),
+    **dict.fromkeys(
+        (
+            Reason.NO_WORKERS,
+            Reason.QUORUM_SHORT,
+            Reason.KEEPS_IT,
+            Reason.OTHER_WORK,
+            Reason.NOT_ASKING,
+            Reason.NOTHING_LEFT,
+            Reason.LEAD_AWAY,
+            Reason.NO_KEEPER_THERE,
+            Reason.SUBMITTER_AWAY,
+            Reason.INCOMPLETE,
+            Reason.INDEX_ONLY,
+        ),
+        "whoever asks why a job waits is told so, and nobody asks",
+    ),
+    **dict.fromkeys((Reason.MISSING_MODULE, Reason.OVER_MEMORY), "simulated units import nothing, and have no memory of their own"),
     Reason.NO_RUNNER: "simulated units run in the interpreter of the simulation",
     **dict.fromkeys(
         (
@@ -65,6 +82,23 @@ NOT_IN_SIMULATION: dict[Reason, str] = {
         "simulated jobs bring no packages",
     ),
     Reason.NOT_LISTED: "no simulated owner lists submitters",
+    **dict.fromkeys(
+        (
+            Reason.ALONE,
+            Reason.NO_CONTACT,
+            Reason.UNREACHABLE,
+            Reason.NO_DATAGRAMS,
+            Reason.LOOPBACK_ONLY,
+            Reason.EXPIRES_SOON,
+            Reason.NOT_RUNNING,
+            Reason.KILLED,
+        ),
+        "whoever asks why a node does nothing is told so, and nobody asks",
+    ),
+    **dict.fromkeys(
+        (Reason.PORT_TAKEN, Reason.BAD_INVITE, Reason.NEVER_JOINED, Reason.BAD_HOME),
+        "simulated machines have a port and a folder of their own, and invites that are whole",
+    ),
     **dict.fromkeys(
         (
             Reason.PAUSED,

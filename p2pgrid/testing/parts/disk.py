@@ -152,6 +152,9 @@ class SimulatedDisk(Disk):
         """Bytes that still fit; None without a limit."""
         return self._free
 
+    def free_bytes_at(self, folder: Path) -> int | None:
+        return self._free
+
     def fill(self, free_bytes: int = 0) -> None:
         """Somebody else fills the disk: so many bytes are left. What the node removes becomes free."""
         self._free, self._filled = free_bytes, True

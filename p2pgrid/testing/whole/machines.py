@@ -15,7 +15,7 @@ from typing import Protocol
 
 from p2pgrid.core.admission import Policy
 from p2pgrid.core.invites import parse_invite
-from p2pgrid.core.pausing import Asked, Presence
+from p2pgrid.core.pausing import Asked, Presence, Usage
 from p2pgrid.errors import P2PGridError, TryAgainError
 from p2pgrid.model.ids import JobId
 from p2pgrid.model.limits import Limits
@@ -200,6 +200,10 @@ class SimulatedMachine:
 
     def load(self) -> float:
         return 0.0
+
+    def usage(self) -> Usage:
+        """What nobody decides by: the same at all times."""
+        return Usage(0.25, MEMORY_BYTES // 4)
 
     def presence(self, asked: Asked) -> Presence:
         """A machine that nobody else uses, without a battery, at noon."""

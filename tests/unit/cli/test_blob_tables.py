@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from p2pgrid.wire.owner import BlobLine, HolderLine, LeaseLine, WhyBlob
-from p2pgrid_cli.blobtables import blobs_table, span_text, why_blob_document, why_blob_lines
+from p2pgrid_cli.blobtables import blobs_table, span_text, why_blob_document, why_blob_tree
+from p2pgrid_cli.whytree import tree_lines
 
 HOUR_MS = 3_600_000
 LINE = BlobLine(b"b" * 32, "data.csv", "file", 5_000_000, 2, 3, 50 * HOUR_MS, False, 1, "held")
@@ -43,9 +44,14 @@ def test_a_line_says_what_it_is_how_many_copies_and_for_how_long() -> None:
     assert "-" in shown(msgspec.structs.replace(LINE, name="", kind=""))
 
 
+def tree(why: WhyBlob) -> str:
+    told = why_blob_tree(why)
+    return "\n".join(tree_lines("blob", told.state, told.text, told.because, 200))
+
+
 def test_names_reach_no_terminal_as_commands() -> None:
     assert "\x1b" not in shown(msgspec.structs.replace(LINE, name="\x1b[31mred"))
-    assert "\x1b" not in "".join(why_blob_lines(msgspec.structs.replace(WHY, line=msgspec.structs.replace(LINE, name="\x1b[2J"))))
+    assert "\x1b" not in tree(msgspec.structs.replace(WHY, line=msgspec.structs.replace(LINE, name="\x1b[2J")))
 
 
 def test_a_narrow_terminal_keeps_id_size_and_copies() -> None:
@@ -60,10 +66,11 @@ def test_spans_have_one_unit(span_ms: int, text: str) -> None:
 
 
 def test_why_has_copies_reasons_holders_formula_cost_and_leases() -> None:
-    text = "\n".join(why_blob_lines(WHY))
+    text = tree(WHY)
     for part in (
         "copies: 2 of 3 wanted",
-        "store-full: 1 of 3 copies is missing",
+        "1 of 3 copies is missing",
+        "[store-full]",
         "too few for 1 h",
         "live, there 90.0% of the time, confirmed 5 s ago",
         "away, there 50.0% of the time, not confirmed yet",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from p2pgrid.model.ids import to_text
 from p2pgrid.model.node import NodeInfo
 from p2pgrid.model.reasons import Reason
 from p2pgrid.wire.messages import NodeStatus
-from p2pgrid.wire.owner import OwnPause, PeerLine, RuntimeLine, WhyMe
+from p2pgrid.wire.owner import OwnPause, PeerLine
 from p2pgrid_cli.pausing import pause_document, pause_lines
 from p2pgrid_cli.render import paused_state, peer_document
-from p2pgrid_cli.why import EXPLANATIONS
 
 NOW_MS = 10_000_000
 SINCE_MS = NOW_MS - 600_000
@@ -50,29 +46,3 @@ def test_paused_nodes_are_shown_with_their_reason() -> None:
     assert (document["paused"], document["paused_since_ms"]) == ("paused", SINCE_MS)
     document = peer_document(peer("direct"))
     assert (document["paused"], document["paused_since_ms"]) == (None, None)
-
-
-class Channel:
-    """A node that is asked about itself."""
-
-    async def why_me(self) -> WhyMe:
-        runtimes = (RuntimeLine("native", True, "namespaces"), RuntimeLine("wasm", False, "", "it did not hold"))
-        return WhyMe(PAUSED, 1, 2, 4, b"s" * 32, runtimes, (("nice", "5"),))
-
-
-async def test_why_me_explains_the_node_itself_and_nothing_else_is_me() -> None:
-    channel: Any = Channel()
-    answer = await EXPLANATIONS[0](channel, "me")
-    assert answer is not None
-    assert answer.lines == [
-        "paused for 10 min: the owner is at the machine (owner-active)",
-        "it ends when it is idle",
-        "cores: 1 of 4 busy, 2 units waiting",
-        "runtime native: offered (namespaces)",
-        "runtime wasm: not offered: it did not hold",
-        "term nice: 5",
-        f"jobs of this home are signed by {to_text(b's' * 32)}: what others list with --accept-from",
-    ]
-    assert answer.document["reason"] == "owner-active"
-    assert answer.document["terms"] == {"nice": "5"}
-    assert await EXPLANATIONS[0](channel, "mean") is None

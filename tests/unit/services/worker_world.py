@@ -29,7 +29,7 @@ from p2pgrid.store.disk import Disk
 from p2pgrid.wire.codec import decode
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
 from p2pgrid.wire.keys import SigningKey
-from p2pgrid.wire.messages import Delivery, DeliveryReply, JobInvite, LeasesReturned, PullReply, PullRequest
+from p2pgrid.wire.messages import Delivery, DeliveryReply, JobDeclined, JobInvite, LeasesReturned, PullReply, PullRequest
 from tests.unit.services.grid_in_process import make_job, until, wall_ms
 
 GRID = GridId(b"g" * 32)
@@ -46,6 +46,7 @@ class Party:
         self.pulls: list[PullRequest] = []
         self.deliveries: list[Delivery] = []
         self.returned: list[LeasesReturned] = []
+        self.declined: list[JobDeclined] = []
         self.away = False
         self.gate = asyncio.Event()
         """Nothing is answered before it is open."""
@@ -145,7 +146,7 @@ class WorkerWorld:
             methods=Methods(),
             offload=InlineOffload(),
             disk=Disk(),
-            tell=lambda reason, text: self.told.append(reason),
+            tell=lambda reason, text, *about: self.told.append(reason),
         )
         self.context = context
         self.me = context.me
@@ -163,8 +164,9 @@ class WorkerWorld:
         return await self.parties[peer].answer(method, request)
 
     def notify(self, peer: NodeKey, method: str, message: Any) -> None:
-        assert method == "job.returned"
-        self.parties[peer].returned.append(message)
+        assert method in ("job.returned", "job.declined")
+        party = self.parties[peer]
+        (party.returned if method == "job.returned" else party.declined).append(message)
 
     async def session(self, peer: NodeKey) -> Any:
         if self.parties[peer].away:
