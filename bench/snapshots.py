@@ -45,14 +45,14 @@ def peers() -> tuple[PeerLine, ...]:
         return PeerLine(node, told, state, rtt_s, path, WALL_MS - int(ago_s * 1000), trust)
 
     return (
-        peer(ME, info("desk", 4), status(1, 4, done=1204), 0.0, "self", 11_400, "owner"),
-        peer(LAPTOP, info("a laptop whose name is rather long", 8), status(4, 8, used=2 * GIB), 0.0123, "direct", 3600, "member"),
-        peer(CJK, info("東京の計算機", 16, "darwin-arm64"), status(0, 16, done=98_765, used=9 * GIB), 0.214, "relayed", 32_400, "member"),
+        peer(ME, info("desk", 4), status(1, 4, done=1204), 0.0, "self", 11_400, "own"),
+        peer(LAPTOP, info("a laptop whose name is rather long", 8), status(4, 8, used=2 * GIB), 0.0123, "direct", 3600, "native"),
+        peer(CJK, info("東京の計算機", 16, "darwin-arm64"), status(0, 16, done=98_765, used=9 * GIB), 0.214, "relayed", 32_400, "native"),
         peer(EMOJI, info("🐙 octopus 👩‍🚀", 2), status(2, 2, done=0, used=0), 0.0007, "direct", 5, "guest"),
-        peer(PAUSED, info("kitchen", 4), status(4, 4, paused="owner-active"), 0.0041, "direct", 144_000, "member"),
-        peer(LOST, info("attic", 4), None, 0.0, "", 12, "member"),
-        peer(AWAY, info("", 2), None, 0.0, "", 252_000, "member"),
-        peer(HOSTILE, info("a\x1b[2J\x1b[31mb\nc", 1), status(1, 1), 0.033, "direct", 3600, "member"),
+        peer(PAUSED, info("kitchen", 4), status(4, 4, paused="owner-active"), 0.0041, "direct", 144_000, "native"),
+        peer(LOST, info("attic", 4), None, 0.0, "", 12, "native"),
+        peer(AWAY, info("", 2), None, 0.0, "", 252_000, "native"),
+        peer(HOSTILE, info("a\x1b[2J\x1b[31mb\nc", 1), status(1, 1), 0.033, "direct", 3600, "native"),
     )
 
 
@@ -160,7 +160,7 @@ def busy(paused: str = "") -> Snapshot:
         units_done=1204,
         pulses=pulses(),
         dht=DhtHealth(server=True, buckets=3, contacts=7, records=9, lookups=33, p50_ms=12.4, p95_ms=41.0),
-        reach="direct: others dial 192.0.2.7:7400",
+        reach="dialled by 5 of 5 peers at 192.0.2.7:7400",
     )
 
 
@@ -175,7 +175,7 @@ def crowd(number: int = 1000, tick: int = 0) -> Snapshot:
         since_ms = WALL_MS - index * 1000
         state = None if gone else status(free, 8, done=index * 3 + moved, used=(index * GIB // 100) % (10 * GIB))
         path, rtt_s = ("", 0.0) if gone else ("direct", 0.001 + index / 5000)
-        lines.append(PeerLine(key(index + 1000), info(f"machine-{index:04}", 8), state, rtt_s, path, since_ms, "member"))
+        lines.append(PeerLine(key(index + 1000), info(f"machine-{index:04}", 8), state, rtt_s, path, since_ms, "native"))
     happened = events(200)[: 150 + tick % 50]
     return Snapshot(
         status=base.status,

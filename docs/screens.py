@@ -47,17 +47,20 @@ README_PICTURE = re.compile(r"(?<=<!-- not run: a picture, taken by docs/screens
 PROGRAM = (sys.executable, "-P", "-m", "p2pgrid_cli")
 NODES = 6
 WIDTHS = (60, 80, 120)
-ROWS = {60: 40, 80: 40, 120: 44}
+LIVE_ROWS = {60: 28, 80: 28, 120: 32}
+ROWS = 60
+"""Of commands that print and end: all they print must stay on the screen."""
 NAMES = ("anna", "bertil", "carla", "dmitri", "eszter", "farid")
 UNITS = 9000
 SHORT_UNITS = 300
 START_S = 40.0
-LIVE_S = 3.5
+LIVE_S = 3.0
 COMMAND_S = 20.0
 QUIET_S = 0.12
 WRAPPED_SHOWN = 3
 CHANGED_MAX = 0.35
-"""Of the cells that are not blank, the share that may differ from one picture to the next."""
+"""Of the cells that are not blank, the share that may differ from one picture to the next. A line of progress is all news."""
+FULL_LINES = 5
 SCRIPT = '''\
 """Whole numbers with an odd number of divisors, the slow way."""
 
@@ -70,8 +73,8 @@ def inputs(units):
 
 def work(number):
     time.sleep(0.12)  # As long as a real unit might take, and the machine stays quiet.
-    if number == 1234:
-        raise ValueError("nobody computes the 1,234th unit")
+    if number == 500:
+        raise ValueError("nobody computes the 500th unit")
     return sum(number % divisor == 0 for divisor in range(1, 1 + number)) % 2
 
 
@@ -174,15 +177,23 @@ def look(terminals: Sequence[Terminal], for_s: float, enough: Callable[[Terminal
 
 
 class Screen(NamedTuple):
-    """What to photograph. ``live``: it goes on until it is ended; ``keys`` are typed before the picture; ``skips``: pictures at the
-    beginning that may differ from those behind them, as a screen that fills."""
+    """What to photograph. ``live``: it goes on until it is ended; ``until``: what must stand in a line of it first; ``skips``: pictures
+    at the beginning that may differ from those behind them, as a screen that fills."""
 
     name: str
     title: str
     words: tuple[str, ...]
     live: bool = False
-    keys: str = ""
+    until: str = ""
     skips: int = 0
+
+    def rows(self, columns: int) -> int:
+        """How high a terminal it gets."""
+        return LIVE_ROWS[columns] if self.live else ROWS
+
+    def seen(self, terminal: Terminal) -> bool:
+        """Whether what it was waited for is there."""
+        return any(re.search(self.until, line) for line in terminal.lines())
 
 
 @dataclass
@@ -222,7 +233,7 @@ def judge(shot: Shot) -> list[str]:
         wrong.append("a traceback was shown")
     if shot.screen.live:
         wrong += [f"the screen was blank {shot.blank} times"] if shot.blank else []
-        worst = max(shot.changed, default=0.0)
+        worst = max(shot.changed, default=0.0) if len(shot.lines) >= FULL_LINES else 0.0
         wrong += [f"{worst:.0%} of the screen changed at once"] if worst > CHANGED_MAX else []
     return wrong
 
@@ -326,12 +337,10 @@ def grid() -> Iterator[Grid]:
 def take(screen: Screen, widths: Sequence[int], found: Grid) -> list[Shot]:
     """Run a command in a terminal of each width, and look at all of them."""
     environment = found.environment | {"P2PGRID_HOME": str(found.home(NAMES[0]))}
-    terminals = [Terminal([*PROGRAM, *screen.words], width, ROWS[width], environment, found.folder) for width in widths]
+    terminals = [Terminal([*PROGRAM, *screen.words], width, screen.rows(width), environment, found.folder) for width in widths]
     try:
         if screen.live:
-            look(terminals, COMMAND_S, lambda terminal: len(terminal.pictures) > 1)
-            for terminal in terminals:
-                terminal.press(screen.keys)
+            look(terminals, COMMAND_S, screen.seen)
             look(terminals, LIVE_S)
         else:
             look(terminals, COMMAND_S)
@@ -361,8 +370,8 @@ def shot_of(screen: Screen, columns: int, terminal: Terminal) -> Shot:
 def screens(job: str, victim: str, file: str) -> tuple[Screen, ...]:
     """What is photographed."""
     return (
-        Screen("top", "p2pgrid top", ("top",), live=True, skips=2),
-        Screen("watch", "p2pgrid watch JOB", ("watch", job), live=True, skips=2),
+        Screen("top", "p2pgrid top", ("top",), live=True, until="jobs 1", skips=2),
+        Screen("watch", "p2pgrid watch JOB", ("watch", job), live=True, until="% ", skips=2),
         Screen("peers", "p2pgrid peers", ("peers",)),
         Screen("why-job", "p2pgrid why JOB", ("why", job)),
         Screen("why-me", "p2pgrid why me", ("why", "me")),
@@ -408,8 +417,12 @@ def photograph(found: Grid, widths: Sequence[int]) -> list[Shot]:
     found.kill(NAMES[-1])
     shots = [shot for screen in screens(job, victim, file) for shot in take(screen, widths, found)]
     found.command("cancel", job)
-    running = Screen("run", "p2pgrid run SCRIPT, on its way", ("run", "divisors.py", str(SHORT_UNITS)), live=True, skips=2)
-    return shots + take(running, widths, found)
+    running = Screen(
+        "run", "p2pgrid run SCRIPT, on its way", ("run", "divisors.py", str(SHORT_UNITS)), live=True, until="[1-9][0-9,]* of ", skips=2
+    )
+    for columns in widths:  # One after the other: of three jobs at a time, one may wait for the others.
+        shots += take(running, [columns], found)
+    return shots
 
 
 def job_done(found: Grid, job: str) -> int:
@@ -423,8 +436,8 @@ def write(shots: Sequence[Shot], folder: Path, page: Path) -> None:
     folder.mkdir(parents=True)
     for shot in shots:
         (folder / f"{shot.screen.name}-{shot.columns}.txt").write_text("\n".join(shot.lines) + "\n", encoding="utf-8")
-    live = [share for shot in shots if shot.screen.live for share in shot.changed]
-    facts = f"Of `top`, `watch` and `run`, at most {max(live, default=0.0):.0%} of the cells in use changed from one picture to the next."
+    live = [share for shot in shots if shot.screen.live and len(shot.lines) >= FULL_LINES for share in shot.changed]
+    facts = f"Of `top` and `watch`, at most {max(live, default=0.0):.0%} of the cells in use changed from one picture to the next."
     page.write_text(page_of(shots, facts), encoding="utf-8")
     top = next(shot for shot in shots if (shot.screen.name, shot.columns) == ("top", 80))
     picture = "\n".join(["```text", *top.lines, "```", ""])

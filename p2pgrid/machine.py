@@ -84,7 +84,7 @@ class Machine(Protocol):
         """Who needs the machine, as far as is asked. Blocks, for a second at most; raises nothing. One call at a time."""
 
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8
 _KEPT_BYTES = 16 << 20
 
 
@@ -92,13 +92,15 @@ def keep_freed_memory() -> None:
     """Let this process keep some of the memory it frees, where its C library is asked for that in glibc's way.
 
     Chunks of a MiB come and go all the time, and glibc gives each back to the system to ask for it again with the next: a
-    sixth of what receiving over TLS costs. What is kept is bounded, by 16 MiB for each thread.
+    sixth of what receiving over TLS costs. What is kept is bounded by 16 MiB.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             adjust = ctypes.CDLL(None).mallopt
             adjust(_MMAP_THRESHOLD, _KEPT_BYTES)
             adjust(_TRIM_THRESHOLD, _KEPT_BYTES)
+            # What threads have of their own, nobody can give back for them.
+            adjust(_ARENA_MAX, 1)
 
 
 def give_back_memory() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
@@ -71,7 +73,6 @@ def beside(work: Callable[[], T]) -> asyncio.Future[T]:
     Unlike with ``asyncio.to_thread``, nobody waits for its end when the command is interrupted.
     """
     import asyncio
-    import threading
 
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -109,6 +110,23 @@ def with_channel(folder: Path | None, use: Callable[[Channel], Awaitable[T]]) ->
     return run_async(opened())
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While something blocks the event loop, as writing to a pipe that nobody reads: Ctrl-C ends it.
+
+    The loop's own handler only asks the task to end when it next waits, and a write that goes on does not wait.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def say(text: str) -> None:
     """A message for people, on stderr."""
     sys.stderr.write(text + "\n")
@@ -117,8 +135,9 @@ def say(text: str) -> None:
 
 def print_line(text: str) -> None:
     """A line of data, on stdout."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    with interruptible():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def show_error(error: P2PGridError) -> None:

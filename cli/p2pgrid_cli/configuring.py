@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ENVIRONMENT, FILE, FLAG, DEFAULT = "environment", "file", "flag", "default"
 LISTEN = "0.0.0.0:0"
 VALUE_CHARS = 40
+BESIDE_CHARS = 26
+"""What the name of a setting and who said it take beside the value."""
 
 
 class Line(NamedTuple):
@@ -131,8 +133,9 @@ def table(lines: list[Line], width: int, *, origin: bool) -> Table:
 
     columns = [Column("setting"), Column("value"), *([Column("from"), Column("where", 1)] if origin else [])]
     rows = []
+    chars = max(10, min(VALUE_CHARS, width - BESIDE_CHARS))
     for line in lines:
-        cells = (line.term.name, printable(line.text, VALUE_CHARS), *((line.origin, line.where) if origin else ()))
+        cells = (line.term.name, printable(line.text, chars), *((line.origin, line.where) if origin else ()))
         rows.append(Row(cells, "dim" if line.origin == DEFAULT else None))
     return table_of(columns, rows, width)
 

@@ -13,7 +13,18 @@ import typer
 
 from p2pgrid.errors import BadDataError, UsageError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import HomeOption, JsonOption, console, print_document, print_line, say, size_text, wall_ms, with_channel
+from p2pgrid_cli.common import (
+    HomeOption,
+    JsonOption,
+    console,
+    interruptible,
+    print_document,
+    print_line,
+    say,
+    size_text,
+    wall_ms,
+    with_channel,
+)
 from p2pgrid_cli.completion import complete_blob
 
 if TYPE_CHECKING:
@@ -176,7 +187,8 @@ async def _save_file(channel: Channel, incoming: Incoming, output: Path | None, 
 
     if output is None:
         async for data in incoming.chunks(0):
-            sys.stdout.buffer.write(data)
+            with interruptible():
+                sys.stdout.buffer.write(data)
             progress.more("getting", len(data), incoming.size_bytes)
         sys.stdout.flush()
         return None

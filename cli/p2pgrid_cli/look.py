@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from p2pgrid_cli.common import HomeOption, JsonOption, console, print_document, wall_ms, with_channel
+from p2pgrid_cli.common import PIPE_COLUMNS, HomeOption, JsonOption, console, print_document, wall_ms, with_channel
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from p2pgrid_cli.dashboard.view import View
 
 INTERVAL_S = 0.5
+DUMB = ("dumb", "unknown", "")
 DUMB_INTERVAL_S = 5.0
 """On a terminal that only prints, where each look is a page more."""
 
@@ -49,24 +50,28 @@ def top(
 ) -> None:
     """A live picture of this node, its peers and its jobs. ? tells the keys, q quits."""
 
+    import asyncio
+
     async def watch(channel: Channel) -> int:
         live = not (once or as_json) and sys.stdout.isatty()
         # Who looks once wants all of it now; a live picture begins at once and fills up.
-        first = await channel.snapshot(refresh=not live)
+        asking = asyncio.ensure_future(channel.snapshot(refresh=not live))
+        await asyncio.sleep(0)
         if as_json:
             from p2pgrid_cli.documents.top import top_of
 
-            print_document(top_of(first))
+            print_document(top_of(await asking))
             return 0
-        if not live:
-            _print(first)
-            return 0
-        if os.environ.get("TERM", "") in ("dumb", "unknown", ""):
-            await _print_often(channel, first, interval or DUMB_INTERVAL_S)
-            return 0
+        # Imported while the node makes its answer.
         from p2pgrid_cli.dashboard.live import Live, own_terminal
 
-        return await Live(channel, own_terminal(), _view(), first, interval_s=interval or INTERVAL_S).run()
+        if not live:
+            _print(await asking)
+            return 0
+        if os.environ.get("TERM", "") in DUMB:
+            await _print_often(channel, await asking, interval or DUMB_INTERVAL_S)
+            return 0
+        return await Live(channel, own_terminal(), _view(), await asking, interval_s=interval or INTERVAL_S).run()
 
     ended_by = with_channel(home, watch)
     if ended_by:
@@ -83,11 +88,18 @@ def _view() -> View:
     return View(glyphs=ASCII if plain else UNICODE, utc_offset_s=utc_offset_s())
 
 
+def _columns() -> int:
+    """As of :func:`console`, without what that imports."""
+    import shutil
+
+    return shutil.get_terminal_size((PIPE_COLUMNS if not sys.stdout.isatty() else 80, 24)).columns
+
+
 def _print(snapshot: Snapshot) -> None:
     """One look, as lines without colour."""
     from p2pgrid_cli.dashboard.plain import plain_text
 
-    text = plain_text(snapshot, _view(), console().width) + "\n"
+    text = plain_text(snapshot, _view(), _columns()) + "\n"
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

@@ -34,6 +34,7 @@ def main() -> None:
         _say(f"p2pgrid: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
         sys.exit(exits.code_of(error))
     except KeyboardInterrupt:
+        _drop_output()
         _say("stopped")
         sys.exit(exits.INTERRUPTED)
     except BrokenPipeError:
@@ -74,6 +75,8 @@ def _run(words: list[str], ours: bool) -> None:
         _show_usage(error)
         sys.exit(exits.USAGE)
     except click.exceptions.Exit as error:
+        if error.exit_code == INTERRUPTED:
+            _drop_output()
         _flush()
         sys.exit(error.exit_code)
 
@@ -109,6 +112,11 @@ def _say(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         _give_up_output()
+
+
+def _drop_output() -> None:
+    """What was not yet written when Ctrl-C came never is: whoever has the other end of a pipe need not read on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _flush() -> None:

@@ -6,15 +6,15 @@ import os
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from p2pgrid.errors import ConfigError, P2PGridError, TryAgainError, UnreachableError, UsageError
 from p2pgrid_cli import exits
+from p2pgrid_cli import joinoptions as options
 from p2pgrid_cli.common import HomeOption, home_of, print_line, run_async, say, wall_ms, with_channel
-from p2pgrid_cli.completion import complete_role, complete_runtimes
+from p2pgrid_cli.completion import complete_role
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -29,8 +29,6 @@ WITHIN_S = 25.0
 LOOK_S = 0.02
 READY = "ready: "
 DAYS = 365.0
-LENT, WHEN, NETWORK = "What is lent", "To whom, and when", "Network"
-"""Groups of options."""
 ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Default: the first four."
 
 
@@ -42,83 +40,42 @@ def register(app: typer.Typer) -> None:
 
 
 def join(
-    invite: Annotated[
-        str | None, typer.Argument(help="An invite, as 'p2pgrid invite' prints it. Without one a private grid is founded.")
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Run in the background and return when ready.")] = False,
-    name: Annotated[str | None, typer.Option(help="What others see. Default: the host's name.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=0, rich_help_panel=LENT, help="Cores to lend. Default: all.")] = None,
-    memory: Annotated[str | None, typer.Option(rich_help_panel=LENT, help="Memory to lend, as 4G. Default: half.")] = None,
-    storage: Annotated[
-        str | None, typer.Option(rich_help_panel=LENT, help="Storage to lend, as 10G. Default: 10G, at most a tenth of the free disk.")
-    ] = None,
-    listen: Annotated[
-        str | None, typer.Option(rich_help_panel=NETWORK, help="HOST:PORT to listen on. Default: all addresses, any free port.")
-    ] = None,
-    native: Annotated[
-        bool | None, typer.Option("--native/--no-native", rich_help_panel=LENT, help="Run native code and commands of other members here.")
-    ] = None,
-    runtimes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            rich_help_panel=LENT,
-            help="Runtimes to offer: native, command, python, wasm, or all.",
-            autocompletion=complete_runtimes,
-        ),
-    ] = None,
-    packages: Annotated[
-        str | None, typer.Option(metavar="WHICH", rich_help_panel=LENT, help="Packages that native units may bring: any, off, or names.")
-    ] = None,
-    accept_from: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", rich_help_panel=WHEN, help="Work only for this submitter; repeatable. all: for every member."),
-    ] = None,
-    only_idle: Annotated[
-        str | None,
-        typer.Option(metavar="MINUTES", rich_help_panel=WHEN, help="Work only when nobody has touched the machine for so long. 0: always."),
-    ] = None,
-    on_battery: Annotated[
-        bool | None, typer.Option("--on-battery/--no-on-battery", rich_help_panel=WHEN, help="Work on battery, too. Default: no.")
-    ] = None,
-    hours: Annotated[
-        str | None, typer.Option(metavar="FROM-TO", rich_help_panel=WHEN, help="Work only then, as 22:00-07:00, local time; or always.")
-    ] = None,
-    busy: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", rich_help_panel=WHEN, help="Pause when other programs use more of the CPU, as 30%. 0: never."),
-    ] = None,
-    nice: Annotated[
-        int | None, typer.Option(rich_help_panel=WHEN, help="How much units give way to the owner's programs, 0 to 19. Default: 19.")
-    ] = None,
-    upload: Annotated[
-        str | None, typer.Option(metavar="RATE", rich_help_panel=NETWORK, help="Most bytes of blobs a second to others, as 1M. 0: no cap.")
-    ] = None,
-    download: Annotated[
-        str | None, typer.Option(metavar="RATE", rich_help_panel=NETWORK, help="Most bytes of blobs a second from others. 0: no cap.")
-    ] = None,
-    leave_within: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for leaving in good order, after 'p2pgrid leave' or SIGTERM. 0: go at once.")
-    ] = WITHIN_S,
-    log_level: Annotated[
-        str | None, typer.Option("--log-level", envvar="P2PGRID_LOG", metavar="LEVEL", help="debug, info or warning. Default: info.")
-    ] = None,
+    invite: options.Invite = None,
+    detach: options.Detach = False,
+    name: options.Name = None,
+    cpus: options.Cpus = None,
+    memory: options.Memory = None,
+    storage: options.Storage = None,
+    listen: options.Listen = None,
+    native: options.Native = None,
+    runtimes: options.Runtimes = None,
+    packages: options.Packages = None,
+    accept_from: options.AcceptFrom = None,
+    only_idle: options.OnlyIdle = None,
+    on_battery: options.OnBattery = None,
+    hours: options.Hours = None,
+    busy: options.Busy = None,
+    nice: options.Nice = None,
+    upload: options.Upload = None,
+    download: options.Download = None,
+    leave_within: options.LeaveWithin = WITHIN_S,
+    log_level: options.LogLevel = None,
     home: HomeOption = None,
-    parent: Annotated[int, typer.Option(hidden=True)] = 0,
-    for_owner: Annotated[bool, typer.Option("--for-owner", hidden=True)] = False,
-    log_file: Annotated[Path | None, typer.Option("--log-file", hidden=True)] = None,
+    parent: options.Parent = 0,
+    for_owner: options.ForOwner = False,
+    log_file: options.LogFile = None,
 ) -> None:
     """Run a node: found a private grid, enter one with an invite, or start again where this home was.
 
     Terms that are not said hold as said before. Each can also be set in config.toml in the home, or as P2PGRID_ONLY_IDLE and so on.
     """
-    options = dict(locals())  # Before there is any other name: what was said, by the names of the terms.
+    said = dict(locals())  # Before there is any other name: what was said, by the names of the terms.
     from p2pgrid_cli import logs
     from p2pgrid_cli.settings import from_flags
     from p2pgrid_cli.terms import TERMS
 
     level = logs.level_of(log_level, logs.QUIET if for_owner else logs.USUAL)
-    asked = from_flags(**{term.name: options[term.name] for term in TERMS})
+    asked = from_flags(**{term.name: said[term.name] for term in TERMS})
     if detach:
         _detach(home_of(home))
         return

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ WINDOW_S = 15.0
 BAR_CELLS_MIN, BAR_CELLS_MAX, BAR_OF = 8, 30, 6
 """A bar is the sixth part of the width, within bounds: it does not jump while figures change."""
 ELAPSED_FROM_S = 2.0
+FIGURES = re.compile(r"\d+")
 
 
 class Status(NamedTuple):
@@ -48,6 +50,8 @@ class Status(NamedTuple):
     """Less than nothing: not known."""
     elapsed_s: float = 0.0
     more: str = ""
+    timed: bool = True
+    """False: ``what`` says for how long."""
 
 
 def progress_line(status: Status, width: int, glyphs: Glyphs | None = None) -> str:
@@ -69,7 +73,7 @@ def progress_line(status: Status, width: int, glyphs: Glyphs | None = None) -> s
         pieces.append((5, (Part(f"{size(status.rate)}/s" if status.noun == "bytes" else f"{rate(status.rate)}/s"),)))
     if status.left_s >= 0 and status.done < status.total:
         pieces.append((4, (Part(f"{duration(status.left_s)} left"),)))
-    elif status.elapsed_s >= ELAPSED_FROM_S:
+    elif status.timed and status.elapsed_s >= ELAPSED_FROM_S:
         pieces.append((4, (Part(duration(status.elapsed_s)),)))
     if status.more:
         pieces.append((6, (Part(status.more),)))
@@ -125,7 +129,7 @@ class StatusLine:
             return
         with self._lock:
             now = time.monotonic()
-            if status.what != self._status.what or status.done < self._status.done:
+            if FIGURES.sub("", status.what) != FIGURES.sub("", self._status.what) or status.done < self._status.done:
                 self._began_s, self._first = now, status.done
                 self._samples.clear()
             if not self._samples or now - self._samples[-1][0] >= WINDOW_S / 64:
@@ -261,13 +265,17 @@ class Progress:
         from p2pgrid.model.ids import short
 
         line = event.line
-        if event.note and event.note != self._said and not event.end and not self.live:
-            say(event.note)
-        self._said = event.note
+        said, decided = FIGURES.sub("", event.note), line.done + line.failed
+        prepares = event.note.startswith("node ") and not decided
+        if event.note and said != self._said and not event.end and not (prepares and self.live):
+            self.note(event.note)
+        self._said = said
+        if prepares:
+            self._line.show(Status(event.note, timed=False))
+            return
         parts = [f"{line.failed:,} failed"] if line.failed else []
         parts += [f"{line.disputed:,} disputed"] if line.disputed else []
         parts += [event.note] if event.note else []
-        decided = line.done + line.failed
         self._line.show(Status(f"job {short(line.job)}", decided, line.units, rate=line.rate, left_s=line.left_s, more=", ".join(parts)))
 
     def seeds(self, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from p2pgrid.errors import BadDataError, RefusedError, TryAgainError
 from p2pgrid_cli import exits
-from p2pgrid_cli.common import print_document, say
+from p2pgrid_cli.common import interruptible, print_document, say
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -36,7 +36,8 @@ class Shown:
         if self.gather:
             self.values.append(value)
         else:
-            print_value(value, sys.stdout.buffer)
+            with interruptible():
+                print_value(value, sys.stdout.buffer)
 
 
 def print_value(value: Any, out: BinaryIO) -> None:
@@ -123,7 +124,8 @@ async def show_results(
         finished = _finish(finish, shown.values, outcome)
         shown.values = [finished]
         if not as_json:
-            print_value(finished, sys.stdout.buffer)
+            with interruptible():
+                print_value(finished, sys.stdout.buffer)
     if as_json:
         print_document(document(job, outcome, shown))
     report(job, outcome, stays=stays)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from p2pgrid.model.script import JobScript
     from p2pgrid.node import Node
     from p2pgrid_cli.localgrid import LocalNodes
+    from p2pgrid_cli.progress import Progress
 
 ITEMS = ":::"
 OVER = "--over"
@@ -255,7 +256,7 @@ async def _run(
     builder = JobBuilder(options, wall_ms, os.urandom, progress.reading)
     with progress:
         # The user's inputs() may take long: it runs while nodes start, and beside their heartbeats.
-        building = beside(lambda: _build(builder, request))
+        building = beside(lambda: _read(builder, request, progress))
         try:
             async with _channel(nodes, detach, options.quorum, home, progress) as (channel, stays):
                 plan = await building
@@ -278,6 +279,13 @@ async def _run(
                 building.exception()  # Seen; what went wrong before it was waited for is what is told.
             if nodes is not None:
                 await nodes.close()
+
+
+def _read(builder: JobBuilder, request: Request, progress: Progress) -> Plan:
+    """The plan; from then on the node is what is waited for."""
+    plan = _build(builder, request)
+    progress.step("waiting for the node")
+    return plan
 
 
 def _build(builder: JobBuilder, request: Request) -> Plan:

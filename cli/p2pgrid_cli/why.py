@@ -104,11 +104,34 @@ async def explained(channel: Channel, text: str) -> Answer:
     if len(found) > 1 and len({subject.id for subject in found}) > 1:
         listed = "; ".join(f"{subject.kind} {subject.text}{subject.label}" for subject in found[:CANDIDATES_MAX])
         raise UsageError(f"'{text}' is the beginning of {len(found)} ids", hint=f"give more of the id: {listed}")
-    for subject in found:
-        answer = await _answer(channel, subject)
-        if answer is not None:
-            return answer
-    raise UnreachableError(f"nobody who can be reached knows '{text}'", hint=KNOWN_HERE)
+    answer = await _first(channel, found)
+    if answer is None:
+        raise UnreachableError(f"nobody who can be reached knows '{text}'", hint=KNOWN_HERE)
+    return answer
+
+
+async def _first(channel: Channel, found: list[Subject]) -> Answer | None:
+    """What is told first: an id names one thing, and to find that the grid knows no such job or blob takes seconds."""
+    import asyncio
+
+    asking = [asyncio.ensure_future(_answer(channel, subject)) for subject in found]
+    errors: list[P2PGridError] = []
+    try:
+        for told in asyncio.as_completed(asking):
+            try:
+                answer = await told
+            except P2PGridError as error:
+                errors.append(error)
+            else:
+                if answer is not None:
+                    return answer
+    finally:
+        for asked in asking:
+            asked.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    if errors:
+        raise errors[0]
+    return None
 
 
 async def _named(channel: Channel, text: str) -> list[Subject]:

@@ -152,9 +152,7 @@ class _Locking:
         if kept is not None and 0 <= now_ms - kept.made_ms < LOCK_AGE_MS:
             return kept.locked
         many = len(script.dependencies)
-        self._step(
-            f"looking for versions of {many} package{'s' if many > 1 else ''} and of what {'they need' if many > 1 else 'it needs'}"
-        )
+        self._step(f"looking for versions of {many} package{'s' if many > 1 else ''} and of what {'they need' if many > 1 else 'it needs'}")
         executable = this_interpreter().executable
         try:
             locked = await resolve(script.dependencies, python, executable=executable, environment=self._told)

@@ -24,7 +24,7 @@ from p2pgrid.core.speculation import PICKUP_S
 WAITING_LETTER, LEASED_LETTER, DONE_LETTER, FAILED_LETTER, DISPUTED_LETTER = ".", "r", "d", "f", "?"
 CELLS_MAX = 4096
 DISPUTED_MAX = 20_000
-"""Disputed units that are marked; more of them look the same."""
+"""Disputed units that are marked; where there are more, that is counted and not drawn."""
 STRAGGLERS_MAX = 16
 STRAGGLES_FROM_S = 1.0
 """Nobody is called late for less."""
@@ -85,8 +85,9 @@ def _letter(states: bytearray, low: int, high: int, disputed: bool) -> str:
 def disputed_units(ledger: Ledger, contested: Iterable[tuple[int, int]] = ()) -> Iterable[tuple[int, int]]:
     """Units on which answers differ, undecided ones (``contested``, which only the lead knows) first."""
     yield from contested
-    yield from ledger.conflicts
-    yield from ledger.doubted
+    for units in (ledger.conflicts, ledger.doubted):
+        if len(units) <= DISPUTED_MAX:
+            yield from sorted(units)
 
 
 def leased_runs(book: LeaseBook) -> Runs:

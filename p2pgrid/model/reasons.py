@@ -146,7 +146,11 @@ class Reason(StrEnum):
     INDEX_ONLY = "index-only", "only a line about the job is left here, and nobody who is there has more", "start a node that kept the job"
 
     # The owner's terms
-    NOT_LISTED = "not-listed", "the owner of the node takes work of other submitters only", "ask the owner to list your submitter key with --accept-from"
+    NOT_LISTED = (
+        "not-listed",
+        "the owner of the node takes work of other submitters only",
+        "ask the owner to list your submitter key with --accept-from",
+    )
     PAUSED = "paused", "the owner paused the node", "p2pgrid resume lets it work again"
     OWNER_ACTIVE = "owner-active", "the owner is at the machine", "wait: it works again when nobody has touched it for a while"
     ON_BATTERY = "on-battery", "the machine runs on its battery", "plug it in, or join with --on-battery"
@@ -173,7 +177,11 @@ class Reason(StrEnum):
     EXPIRES_SOON = "expires-soon", "the membership ends soon", "ask for a new invite, and use it: p2pgrid join INVITE"
     NEVER_JOINED = "never-joined", "this home has not joined a grid", "p2pgrid join INVITE, or p2pgrid join to found a grid"
     NOT_RUNNING = "not-running", "no node runs in this home", "p2pgrid join --detach starts it again"
-    KILLED = "killed", "the node ended without a word", "see whether the system ended it for want of memory, or lost power; then start it again"
+    KILLED = (
+        "killed",
+        "the node ended without a word",
+        "see whether the system ended it for want of memory, or lost power; then start it again",
+    )
     BAD_HOME = "bad-home", "the folder of the node cannot be used", "check its permissions and its disk, or choose another with --home"
 
     # Keeping and storing

@@ -28,8 +28,8 @@ COUNT_MAX = 1 << 20
 TEXTS = {
     "packages": "fetches packages",
     "unpacking": "sets up packages",
-    "runner": "compiles the Python runner, the first time only",
-    "module": "compiles the module, the first time only",
+    "runner": "compiles the Python runner (first time)",
+    "module": "compiles the module (first time)",
     "inputs": "fetches inputs",
 }
 

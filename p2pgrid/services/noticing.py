@@ -63,7 +63,7 @@ class Noticing:
         """A worker is away; called before its leases are taken back."""
         owed = led.lead.book.owed_by(worker)
         if owed and not led.ended.is_set():
-            text = f"{short(worker)} went away with {owed} units of job {short(led.id)}: others get them"
+            text = f"{short(worker)} went away with {_units(owed)} of job {short(led.id)}: others get them"
             self._tell(led, Reason.WORKER_LOST, text, worker)
 
     def answered(self, led: LedJob, worker: bytes, outcomes: bytes) -> None:
@@ -89,7 +89,7 @@ class Noticing:
         """Leases are no longer waited for."""
         for worker, units in late.workers:
             if self._first(led.id, worker, "late"):
-                text = f"{short(worker)} takes far longer than forecast: {units} units of job {short(led.id)} go to others too"
+                text = f"{short(worker)} takes far longer than forecast: {_units(units)} of job {short(led.id)} go to others too"
                 self._tell(led, Reason.LEASE_LATE, text, worker)
 
     def look(self, led: LedJob) -> None:
@@ -98,9 +98,15 @@ class Noticing:
         if not contested:
             self._over(led.id, b"", "contested")
         elif self._first(led.id, b"", "contested"):
-            self._tell(led, Reason.ANSWERS_DIFFER, f"answers to {contested} units of job {short(led.id)} differ: more nodes are asked")
+            self._tell(
+                led, Reason.ANSWERS_DIFFER, f"the answers to {_units(contested)} of job {short(led.id)} differ: more nodes are asked"
+            )
         if conflicts and self._first(led.id, b"", "conflict"):
-            self._tell(led, Reason.CONFLICT, f"{conflicts} units of job {short(led.id)} were decided twice, and differently")
+            self._tell(led, Reason.CONFLICT, f"{_units(conflicts)} of job {short(led.id)}: decided twice, and differently")
 
     def _tell(self, led: LedJob, reason: Reason, text: str, *about: bytes) -> None:
         self._context.tell(reason, text, led.id, *about)
+
+
+def _units(count: int) -> str:
+    return f"{count} unit" if count == 1 else f"{count} units"

@@ -160,7 +160,7 @@ class Picturing:
         self._look_for_failures(kept.ledger, seen)
         lines = [await self._line(kept, seen, attempt) for attempt in list(seen.attempts.values())]
         live = {(attempt.receipt.id, attempt.position) for attempt in seen.attempts.values() if attempt.receipt is not None}
-        for gone in seen.texts.keys() - live:
+        for gone in [key for key in seen.texts if key not in live]:
             del seen.texts[gone]
         return tuple(lines)
 

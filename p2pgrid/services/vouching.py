@@ -100,7 +100,7 @@ class Vouching:
         held = f"{sum(attempt.held for attempt in report.attempts)} of {len(report.attempts)} attacks held"
         if report.holds:
             return RuntimeLine(runtime, True, report.level, held)
-        return RuntimeLine(runtime, False, report.level, report.reason, Reason.CAGE_BROKEN if report.attempts else Reason.NO_CAGE)
+        return RuntimeLine(runtime, False, report.level, report.reason, _code(report))
 
     # -- testing -----------------------------------------------------------------------
 
@@ -170,13 +170,18 @@ class Vouching:
         for report in reports:
             self.reports[report.runtime] = report
             if not report.holds:
-                self._context.tell(Reason.CAGE_BROKEN, f"{report.runtime} is not offered: {report.reason}")
+                self._context.tell(_code(report), f"{report.runtime} is not offered: {report.reason}")
         offered = holding(self.reports.values())
         # Why something is not offered is told to others, too.
         changed = offered != self._context.offered or lacking != self.lacking()
         self._context.offered = offered
         if changed and tell:
             self._changed()
+
+
+def _code(report: RuntimeReport) -> Reason:
+    """Of a cage that does not hold: whether there was one to attack."""
+    return Reason.CAGE_BROKEN if report.attempts else Reason.NO_CAGE
 
 
 def _save(folder: Path, reports: Sequence[RuntimeReport], key: ReportKey) -> None:

@@ -63,7 +63,7 @@ class Machine:
             )
         member = Member(self.home, process)
         try:
-            until(lambda: member.ready, "the node is ready")
+            until(lambda: member.ready, "the node is ready", 40.0)
             yield member
         finally:
             member.stop()

@@ -111,7 +111,7 @@ def test_derived_pages_are_up_to_date(page: Path) -> None:
 def methods() -> dict[str, tuple[str, str]]:
     """(form, who may) of every method that a service registers."""
     found = {}
-    for path in sorted((ROOT / "p2pgrid" / "services").glob("*.py")):
+    for path in sorted((ROOT / "p2pgrid" / "services").rglob("*.py")):
         for match in METHOD.finditer(path.read_text(encoding="utf-8")):
             role = re.search(r'role="(\w+)"', match["rest"])
             who = "owner" if "owner_only=True" in match["rest"] else f"role `{role[1]}`" if role else "member"

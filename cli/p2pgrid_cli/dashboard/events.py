@@ -5,28 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2pgrid.wire.owner import EventLine, Snapshot
-from p2pgrid_cli.dashboard.lines import Line, Part, clock, cut, cut_line, padded, printable, width_of
+from p2pgrid_cli.dashboard.lines import GAP, Line, Part, clock, cut, cut_line, padded, printable, width_of, wrapped
 from p2pgrid_cli.dashboard.view import View
 
 REASON_MOST = 20
 TEXT_CELLS = 400
+CLOCK_CELLS = 8
+LINES_MOST = 4
+"""Of one event."""
+WHOLE_FROM = 7
+"""With so many lines, texts are not cut to one."""
 
 
-def event_lines(events: Sequence[EventLine], view: View, width: int) -> list[Line]:
-    """A line for each."""
-    reasons = [printable(event.reason, REASON_MOST) for event in events]
-    room = max([6, *(width_of(reason) for reason in reasons)])
+def event_lines(events: Sequence[EventLine], view: View, width: int, rows: int = 0) -> list[Line]:
+    """The newest, in at most so many lines; 0: all of them, and of each all of its text.
+
+    With room for several events, or for all, a text goes on in further lines; else it is cut to one.
+    """
+    events = events[-rows:] if rows else events
+    room = max([6, *(width_of(printable(event.reason, REASON_MOST)) for event in events)])
     room = min(room, max(6, width // 4))
-    lines = []
-    for event, reason in zip(events, reasons, strict=True):
-        word = padded(cut(reason, room, view.glyphs.ellipsis), room)
-        parts = (
-            Part(clock(event.wall_ms, view.utc_offset_s), "dim"),
-            Part(f"  {word}", "accent"),
-            Part(f"  {printable(event.text, TEXT_CELLS)}"),
-        )
-        lines.append(cut_line(parts, width, view.glyphs.ellipsis))
-    return lines
+    blocks = [_block(event, view, width, room, LINES_MOST) for event in events]
+    if not rows:
+        return [line for block in blocks for line in block]
+    whole = rows >= WHOLE_FROM or sum(map(len, blocks)) <= rows
+    kept, left = list[list[Line]](), rows
+    for event, block in zip(reversed(events), reversed(blocks), strict=True):
+        if left < 1:
+            break
+        kept.append(block if whole and len(block) <= left else _block(event, view, width, room, 1))
+        left -= len(kept[-1])
+    return [line for block in reversed(kept) for line in block]
+
+
+def _block(event: EventLine, view: View, width: int, room: int, lines_max: int) -> list[Line]:
+    """An event in at most so many lines; the last ends with an ellipsis where something is missing."""
+    mark = view.glyphs.ellipsis
+    reason = padded(cut(printable(event.reason, REASON_MOST), room, mark), room)
+    cells = max(1, width - CLOCK_CELLS - len(GAP) - room - len(GAP))
+    text = printable(event.text, TEXT_CELLS)
+    texts = list(wrapped(text, cells))
+    if len(texts) > lines_max:
+        texts[lines_max - 1 :] = [cut(" ".join(texts[lines_max - 1 :]), cells, mark)]
+    first = (Part(clock(event.wall_ms, view.utc_offset_s), "dim"), Part(f"{GAP}{reason}", "accent"), Part(f"{GAP}{texts[0]}"))
+    indent = " " * (width - cells)
+    return [cut_line(first, width, mark), *((Part(indent + more),) for more in texts[1:])]
 
 
 def events_about(snapshot: Snapshot, key: bytes) -> list[EventLine]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from p2pgrid.model.ids import short
 from p2pgrid.model.reasons import Reason
 from p2pgrid.wire.owner import OwnStatus, Snapshot
-from p2pgrid_cli.dashboard.lines import Line, Part, count, cut_line, duration, ends, line_width, printable, segments
+from p2pgrid_cli.dashboard.lines import Line, Part, count, cut_line, duration, ends, line_width, printable, segments, wrapped
 from p2pgrid_cli.dashboard.view import View
 
+WRAPPED_FROM = 3
 SENTENCES = {reason.value: reason.sentence for reason in Reason}
 
 
@@ -37,7 +38,7 @@ def reached(snapshot: Snapshot) -> str:
 
 
 def header(snapshot: Snapshot, view: View, width: int, *, lines: int = 3) -> list[Line]:
-    """Two or three lines, as many as there is room for."""
+    """At most so many lines; with more than three, how the node is reached may go on in the last."""
     status, mark = snapshot.status, view.glyphs.ellipsis
     pieces: list[tuple[int, Line]] = [
         (4, (Part("p2pgrid", "dim"),)),
@@ -54,7 +55,13 @@ def header(snapshot: Snapshot, view: View, width: int, *, lines: int = 3) -> lis
     state, reach = working(status, snapshot.wall_ms), (Part(reached(snapshot), "dim"),)
     if line_width(state) + line_width(reach) + 4 <= width:
         return [first, ends(state, reach, width)][:lines]
-    return [first, cut_line(state, width, mark), cut_line(reach, width, mark)][:lines]
+    places = wrapped(reached(snapshot), width) if lines > WRAPPED_FROM else (reached(snapshot),)
+    below: list[Line] = [cut_line((Part(place, "dim"),), width, mark) for place in places]
+    return [first, cut_line(state, width, mark), *below][:lines]
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}{'s' if number != 1 else ''}"
 
 
 def dht_line(snapshot: Snapshot, view: View, width: int) -> Line:
@@ -66,11 +73,11 @@ def dht_line(snapshot: Snapshot, view: View, width: int) -> Line:
     pieces: list[tuple[int, Line]] = [
         (0, (Part("dht", "dim"),)),
         (1, (Part("routes for others" if server else "asks only"),)),
-        (0, (Part(f"{count(contacts)} contacts", "" if contacts or len(snapshot.peers) < 2 else "bad"),)),
+        (0, (Part(_many(contacts, "contact"), "" if contacts or len(snapshot.peers) < 2 else "bad"),)),
     ]
     if health:
-        pieces.append((4, (Part(f"{health.buckets} bucket{'s' if health.buckets != 1 else ''}"),)))
-    pieces.append((2, (Part(f"{count(records)} records"),)))
+        pieces.append((4, (Part(_many(health.buckets, "bucket")),)))
+    pieces.append((2, (Part(_many(records, "record")),)))
     if health and health.lookups:
         pieces.append((0, (Part(f"lookups p50 {health.p50_ms:.0f} ms, p95 {health.p95_ms:.0f} ms"),)))
         pieces.append((3, (Part(f"({count(health.lookups)} lately)", "dim"),)))

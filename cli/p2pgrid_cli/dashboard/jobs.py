@@ -15,15 +15,15 @@ BAR, SHORT_BAR = 20, 4
 STYLES = {"running": "good", "incomplete": "warn", "stopped": "bad", "failed": "bad", "cancelled": "dim"}
 COLUMNS = (
     Column("name", least=8, cut_to=10, comfort=20),
-    Column("id", rank=3, least=8),
-    Column("state", least=10, most=12),
+    Column("id", rank=4, least=8),
+    Column("state", least=8, most=12),
     Column("progress", least=SHORT_BAR + 5),
     Column("units", rank=6, least=11, right=True, most=13),
     Column("rate", rank=2, least=7, right=True),
     Column("left", rank=1, least=6, right=True),
     Column("failed", rank=8, least=6, right=True),
     Column("disputed", rank=7, least=8, right=True),
-    Column("copies", rank=4, least=6, right=True),
+    Column("copies", rank=3, least=6, right=True),
     Column("nodes", rank=9, least=5, right=True),
     Column("role", rank=10, least=4, most=10),
 )

@@ -71,13 +71,31 @@ def cut(text: str, cells: int, ellipsis: str = UNICODE.ellipsis) -> str:
         return text
     if cells < 1:
         return ""
-    taken, room = [], cells - 1
+    taken, room = list[str](), cells - width_of(ellipsis)
     for char in text:
         room -= width_of(char)
         if room < 0:
             break
         taken.append(char)
     return "".join(taken) + ellipsis
+
+
+@lru_cache(maxsize=1024)
+def wrapped(text: str, cells: int) -> tuple[str, ...]:
+    """A text in lines of whole words; a word that is wider than a line is divided."""
+    lines, line = list[str](), ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if width_of(joined) <= cells:
+            line = joined
+            continue
+        lines += [line] if line else []
+        while width_of(word) > cells > 1:
+            head = cut(word, cells, "")
+            lines.append(head)
+            word = word[len(head) :]
+        line = word
+    return (*lines, line)
 
 
 def cut_line(line: Iterable[Part], cells: int, ellipsis: str = UNICODE.ellipsis) -> Line:

@@ -7,7 +7,7 @@ from p2pgrid_cli.dashboard.columns import Table
 from p2pgrid_cli.dashboard.events import event_lines
 from p2pgrid_cli.dashboard.header import dht_line, header
 from p2pgrid_cli.dashboard.jobs import jobs_table, jobs_title
-from p2pgrid_cli.dashboard.lines import Line, Part
+from p2pgrid_cli.dashboard.lines import Line, Part, cut_line
 from p2pgrid_cli.dashboard.order import jobs_shown, peers_shown
 from p2pgrid_cli.dashboard.peers import peers_table, peers_title
 from p2pgrid_cli.dashboard.pulses import pulses
@@ -21,14 +21,15 @@ HEAD_WIDTH_MAX = 160
 
 def plain(snapshot: Snapshot, view: View, width: int) -> list[Line]:
     """All peers, all jobs and all events, in as many lines as it takes."""
-    lines = header(snapshot, view, min(width, HEAD_WIDTH_MAX))
+    lines = header(snapshot, view, min(width, HEAD_WIDTH_MAX), lines=6)
     lines += pulses(snapshot, view, min(width, PULSES_WIDTH_MAX))
     lines += [dht_line(snapshot, view, width), ()]
     peers, jobs = peers_shown(snapshot, view.sort, view.filter_peers), jobs_shown(snapshot, view.filter_jobs)
     lines += _section(peers_title(snapshot), peers_table(peers, snapshot, view, width), "no peers")
     lines += _section(jobs_title(snapshot), jobs_table(jobs, view, width), NO_JOBS)
     lines.append((Part("events", "bold"),))
-    return lines + (event_lines(snapshot.events, view, width) or [(Part("none yet", "dim"),)])
+    lines += event_lines(snapshot.events, view, width) or [(Part("none yet", "dim"),)]
+    return [cut_line(line, width, view.glyphs.ellipsis) for line in lines]
 
 
 def _section(title: str, made: Table, nothing: str) -> list[Line]:

@@ -24,6 +24,7 @@ WIDTH_MIN, HEIGHT_MIN = 40, 8
 ROOMY = 20
 """From so many lines on, panels have titles of their own."""
 HIGH = 30
+PAGE_WITH_FIGURES = 36
 WIDTH_WIDE = 76
 """From so many cells on, three pulses stand side by side with a little of how they went, where lines are few."""
 NO_JOBS = "no jobs: p2pgrid run SCRIPT.py"
@@ -64,14 +65,11 @@ def screen(snapshot: Snapshot, view: View, width: int, height: int, picture: Job
         lines: list[Line] = [(Part(cut(text, width)),), *([()] * height)]
         return lines[:height]
     roomy, page = height >= ROOMY, view.help or view.detail
-    head = header(snapshot, view, width, lines=3 if roomy else 2)
-    figures = _figures(snapshot, view, width, height)
-    body = _body(snapshot, view, width, height - len(head) - len(figures) - 1, picture)
-    if page and len(body) > height - len(head) - len(figures) - 1:
-        # Whoever asked for a page wants to read it.
-        figures = []
-        body = _body(snapshot, view, width, height - len(head) - 1, picture)
+    head = header(snapshot, view, width, lines=4 if height >= HIGH else 3 if roomy else 2)
+    # Whoever asked for a page wants to read it.
+    figures = [] if page and height < PAGE_WITH_FIGURES else _figures(snapshot, view, width, height)
     room = height - len(head) - len(figures) - 1
+    body = _body(snapshot, view, width, room, picture)
     if len(body) > room:
         body = [*body[: room - 1], (Part(cut("more than fits: make the window higher", width), "dim"),)]
     return [*head, *figures, *body, *([()] * (room - len(body))), footer(view, width)]
@@ -103,7 +101,9 @@ def _tables(snapshot: Snapshot, view: View, width: int, room: int) -> list[Line]
     roomy = room >= ROOMY - 8
     peers, jobs = peers_shown(snapshot, view.sort, view.filter_peers), jobs_shown(snapshot, view.filter_jobs)
     # Roomy: a title and names of columns for both tables, a title for the events.
-    rows = share_rows(room - (5 if roomy else 2), max(1, len(peers)), len(jobs), len(snapshot.events), view.focus)
+    free = room - (5 if roomy else 2)
+    told = len(event_lines(snapshot.events, view, width, max(1, free))) if snapshot.events else 0
+    rows = share_rows(free, max(1, len(peers)), len(jobs), told, view.focus)
     chosen = next((index for index, line in enumerate(peers) if line.node == view.peer), 0)
     first, seen = window(peers, rows.peers, chosen)
     name = "" if roomy else peers_title(snapshot).partition(" live")[0]
@@ -116,9 +116,8 @@ def _tables(snapshot: Snapshot, view: View, width: int, room: int) -> list[Line]
     lines += [_titled(jobs_title(snapshot), JOBS, "", first, len(shown), len(jobs), view, width)] if roomy else []
     nothing = f"no job matches '{view.filter_jobs}'" if view.filter_jobs else NO_JOBS
     lines += _marked(made, [job.job for job in shown], JOBS, view, width, nothing)
-    events = snapshot.events[len(snapshot.events) - rows.events :]
     lines += [_rule("events", view, width)] if roomy else []
-    return lines + event_lines(events, view, width)
+    return lines + (event_lines(snapshot.events, view, width, rows.events) if rows.events else [])
 
 
 def _marked(made: Table, keys: Sequence[bytes], focus: str, view: View, width: int, nothing: str) -> list[Line]:

@@ -43,7 +43,7 @@ MAP_ROW_EVERY = 6
 NODES_MAX, STRAGGLERS_MAX, FAILURES_MAX = 50, 5, 8
 BAR_CELLS_MIN, SHARE_CELLS = 8, 8
 COLUMNS = (
-    Column("node", cut_to=16, most=24),
+    Column("node", cut_to=16, most=30),
     Column("id", rank=5),
     Column("share", rank=1),
     Column("done", least=5, right=True),
@@ -51,7 +51,7 @@ COLUMNS = (
     Column("units/s", "per s", rank=2, least=5, right=True),
     Column("oldest", rank=3, least=6, right=True),
     Column("state"),
-    Column("why", rank=4, cut_to=12, most=60),
+    Column("why", rank=6, most=100),
 )
 
 

@@ -42,6 +42,8 @@ _TIMEOUT_S = 60.0
 _COMPILING_S = 600.0
 """On top of it for the Python runner, which may have to be compiled first."""
 _GONE_S = 1.0
+_ENDING_S = 0.7
+"""For a test that was cancelled to end, before it is told so again."""
 _LOOKS = 50
 
 OWN = tuple(ATTACKS.values())
@@ -88,8 +90,16 @@ async def run_selftest(
     ``policy``: the node's; its cage, interpreter and paths are what is tested. ``runner``: the Python runner's component, for ``python``.
     ``timeout_s``: seconds after which a runtime that is not through counts as not holding. Never raises because of an attack.
     """
-    reports = await asyncio.gather(*(_test(policy, offload, runtime, runner, timeout_s, on_attack) for runtime in runtimes))
-    return tuple(reports)
+    loop = asyncio.get_running_loop()
+    tests = [loop.create_task(_test(policy, offload, runtime, runner, timeout_s, on_attack)) for runtime in runtimes]
+    try:
+        return tuple(await asyncio.gather(*tests))
+    finally:
+        # gather() is cancelled as soon as the first of them is: the others have targets and processes to remove, too.
+        late = tests
+        while late and (late := list((await asyncio.wait(late, timeout=_ENDING_S))[1])):
+            for test in late:
+                test.cancel()
 
 
 async def _test(

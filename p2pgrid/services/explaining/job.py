@@ -31,6 +31,8 @@ from p2pgrid.wire.faces import Because, Explanation
 
 VIEW_S = 8.0
 """How long the log of a job is looked for at others."""
+DIAL_S = 2.0
+"""How long those who lead and keep a job get to answer."""
 EVENTS_MAX = 20
 TRACEBACK_LINES = 3
 GROUPS_MAX = 20
@@ -58,6 +60,8 @@ class JobState:
         kept = await self.view(job)
         if kept is None:
             return await self._from_index(job)
+        # A connection that nobody used may be closed: who is away is found out by dialling.
+        await self._peers.reachable(_named_for(kept), DIAL_S)
         led = self._leading.jobs.get(job)
         if led is not None and kept.led and not kept.ended:
             return await self._led_here(kept, led)
@@ -277,6 +281,12 @@ class JobState:
 
 ABLE = (None, Reason.KEEPS_IT, Reason.NOTHING_LEFT, Reason.OTHER_WORK, Reason.NOT_ASKING)
 """Why a node that may run the job has nothing of it at the moment."""
+
+
+def _named_for(kept: KeptJob) -> list[bytes]:
+    """Who leads, keeps or submitted a job."""
+    chain = kept.ledger.lineage.chain()
+    return [chain[0].body.lead, chain[-1].body.lead, *chain[-1].body.keepers] if chain else []
 
 
 def _progress(kept: KeptJob) -> str:

@@ -73,8 +73,8 @@ class PeerState:
 
     async def _dialled(self, node: NodeKey) -> P2PGridError | None:
         """Dial a node that is not connected: an error that is old explains little."""
-        if self._peers.is_live(node):
-            return None
+        if self._peers.is_live(node) or (node in self._health.refused and not self._peers.info(node).addresses):
+            return None  # Who was not let in has told no address, and a lookup of it takes seconds.
         await self._peers.reachable([node], DIAL_S)
         return None if self._peers.is_live(node) else UnreachableError("it did not answer in time", reason=Reason.TIMEOUT)
 

@@ -27,7 +27,7 @@ def ask(words: str, variables: Mapping[str, str] | None = None, cwd: Path | None
         [sys.executable, "-P", "-m", "p2pgrid_cli"],
         capture_output=True,
         text=True,
-        env=kept | {"PYTHONPATH": os.pathsep.join(packages)} | said | (variables or {}),
+        env=kept | {"PYTHONPATH": os.pathsep.join(packages)} | said | dict(variables or {}),
         cwd=cwd,
         timeout=15,
         check=False,
@@ -75,7 +75,7 @@ def test_scripts_are_completed_with_the_folders_that_they_may_lie_in(tmp_path: P
     assert told("p2pgrid run nowhere/", cwd=tmp_path) == []
 
 
-@pytest.mark.parametrize("words", ["p2pgrid results ", "p2pgrid get ", "p2pgrid watch x", "p2pgrid nothing ", "p2pgrid run --local x "])
+@pytest.mark.parametrize("words", ["p2pgrid results ", "p2pgrid get ", "p2pgrid watch x", "p2pgrid run --local x "])
 def test_where_no_node_runs_nothing_is_offered_and_nothing_is_made(words: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert [word for word in told(words, {"P2PGRID_HOME": str(home)}, tmp_path) if not word.endswith((".py", "/"))] == []

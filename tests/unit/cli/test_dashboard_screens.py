@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -17,6 +17,7 @@ from p2pgrid.wire.faces import DhtHealth, FailureLine, JobPicture, Pulse, Stragg
 from p2pgrid.wire.messages import NodeStatus
 from p2pgrid.wire.owner import EventLine, JobLine, PeerLine, Snapshot
 from p2pgrid_cli.dashboard import lines
+from p2pgrid_cli.dashboard.events import event_lines
 from p2pgrid_cli.dashboard.lines import ASCII, Line, Part, line_width
 from p2pgrid_cli.dashboard.plain import plain_text
 from p2pgrid_cli.dashboard.screen import screen, share_rows, window
@@ -199,7 +200,7 @@ def few(strategy: Any) -> Any:
     return st.lists(strategy, max_size=5).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(
     st.builds(
         lambda peers, jobs, events, pulses, dht, reach, offer, status: replace(
@@ -240,6 +241,22 @@ def test_texts_are_cut_with_an_ellipsis_and_no_other_way() -> None:
     assert lines.cut_line((Part("ab"), Part("cd")), 4) == (Part("ab"), Part("cd"))
     assert lines.cut_line((Part("ab"), Part("cd"), Part("e")), 4) == (Part("ab"), Part("c…"))
     assert lines.cut_line((Part("ab"), Part("cd")), 2) == (Part("a…"),)
+
+
+def test_texts_are_wrapped_at_words() -> None:
+    assert lines.wrapped("one two three", 7) == ("one two", "three")
+    assert lines.wrapped("abcdefghij k", 4) == ("abcd", "efgh", "ij k")
+    assert lines.wrapped("東京都庁", 5) == ("東京", "都庁")
+    assert lines.wrapped("", 5) == ("",)
+
+
+def test_events_have_their_whole_text_where_there_are_lines_enough() -> None:
+    said = busy().events[-5:]
+    assert len(event_lines(said, View(), 60)) > 5
+    assert not [line for line in event_lines(said, View(), 60, 12) if line[-1].text.endswith("…")]
+    few_rows = event_lines(said, View(), 60, 4)
+    assert (len(few_rows), few_rows[-1][-1].text) == (4, "  gzip -9kc {} is done?[5m")
+    assert few_rows[0][-1].text.endswith("…") or few_rows[1][-1].text.endswith("…")
 
 
 def test_names_of_others_are_made_harmless() -> None:

@@ -258,7 +258,7 @@ async def test_a_new_size_paints_everything_anew(node: Node, person: Screen) -> 
         person.screen.resize(40, 120)
         person.resize(120, 40)
         os.kill(os.getpid(), signal.SIGWINCH)
-        await person.shows("trust", "member", "octopus")
+        await person.shows("trust", "native", "octopus")
         person.screen.resize(16, 60)
         person.resize(60, 16)
         os.kill(os.getpid(), signal.SIGWINCH)

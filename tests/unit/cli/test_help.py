@@ -54,7 +54,7 @@ def help_of(path: tuple[str, ...]) -> str:
     return command.get_help(context)
 
 
-def examples() -> list[tuple[str, ...]]:
+def examples() -> list[tuple[str, str]]:
     """(path of the command that shows it..., the example)."""
     found = [(entry.name, typed) for entry in catalog.entries().values() for typed, _ in entry.examples]
     found += [("", typed) for typed, _ in catalog.BEGIN]

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pgrid.wire.owner import FollowEvent, JobLine
 from p2pgrid_cli.dashboard.lines import ASCII, UNICODE, width_of
-from p2pgrid_cli.progress import Status, progress_line
+from p2pgrid_cli.progress import Progress, Status, progress_line
 
 JOB = Status("job a4dqobyh", 27, 30, rate=5.5, left_s=1.0, more="1 failed")
 BYTES = Status("sending", 150 << 20, 200 << 20, "bytes", rate=238 << 20, left_s=0.3)
@@ -135,3 +136,11 @@ def test_a_terminal_that_only_prints_gets_no_line() -> None:
 def test_nothing_goes_into_a_pipe() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=20, check=True)
     assert (done.stdout, done.stderr) == ("a value\nend\n", "a note\n")
+
+
+def test_what_a_job_waits_for_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    line = JobLine(b"\x07" * 32, "job.py", "running", 8, 0, 0, 0, 0, 0, "led")
+    for note in ("", NOTE, NOTE.replace("3 of 8), 12 s", "4 of 8), 13 s"), "", "waiting: no node takes the units that are left"):
+        progress.event(FollowEvent(line, (), 1, False, note))
+    assert capsys.readouterr().err.splitlines() == [NOTE, "waiting: no node takes the units that are left"]

@@ -27,6 +27,7 @@ class OneSession:
 
     member = Member()
     used_s = heard_s = 0.0
+    calls_in = 0
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[None]] = []

@@ -25,7 +25,7 @@ def test_who_prepares_for_longest_is_told() -> None:
     heard.hear(A, notice(), 1.0)
     assert heard.note(1.0) == "node mfqwcylb fetches packages (3 of 8), 12 s"
     heard.hear(B, notice("runner", 0, 0, 30.0), 1.0)
-    assert heard.note(1.0) == "node mjrgeytc compiles the Python runner, the first time only, 30 s; 1 other prepares, too"
+    assert heard.note(1.0) == "node mjrgeytc compiles the Python runner (first time), 30 s; 1 other prepares, too"
 
 
 def test_what_is_old_is_forgotten() -> None:

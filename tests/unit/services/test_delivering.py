@@ -57,7 +57,7 @@ class World:
             me=NodeKey(key.public),
             grid=SimpleNamespace(id=GRID),
             clock=lambda: self.now,
-            tell=lambda reason, text: self.told.append(reason),
+            tell=lambda reason, text, *about: self.told.append(reason),
         )
         self.delivering = Delivering(cast(Any, context), cast(Any, self), cast(Any, self))
 

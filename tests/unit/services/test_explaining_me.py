@@ -234,7 +234,7 @@ async def test_a_peer_that_went_away_is_dialled_and_what_came_of_it_is_told(grid
     assert told.state == "away"
     assert told.because[0].reason == Reason.TIMEOUT
     assert "nothing listens there" in told.because[0].next_step
-    assert "it was connected: the connection ended" in texts(told)
+    assert "it left" in line_of(told, Reason.SHUTDOWN).text
 
 
 async def test_nothing_is_known_of_a_stranger(grid: Grid) -> None:

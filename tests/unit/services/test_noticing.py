@@ -80,7 +80,7 @@ async def test_a_worker_that_goes_away_with_units_is_told_with_their_number(grid
     await until(lambda: led.lead.book.by_worker, "it has units")
     await grid.close(worker)
     await until(lambda: told(node, led, Reason.WORKER_LOST), "it is told")
-    assert "units" in told(node, led, Reason.WORKER_LOST)[0]
+    assert " went away with 1 unit of job " in told(node, led, Reason.WORKER_LOST)[0]
     assert not led.lead.book.leases
 
 
