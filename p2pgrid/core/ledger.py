@@ -264,6 +264,11 @@ class Ledger:
         if column.state[unit] == OPEN or (batch, unit) in self._given_up:
             column.add_words(unit, 1, ordinal, position)
         elif answered and not self._agrees(column, batch, unit, body, position):
+            self._doubt(batch, unit)
+
+    def _doubt(self, batch: int, unit: int) -> None:
+        """Somebody's word differs from what was decided. Where decisions differ it is a conflict, whatever came first, and no mere doubt."""
+        if (batch, unit) not in self.conflicts:
             self.doubted.add((batch, unit))
 
     def _agrees(self, column: Column, batch: int, unit: int, body: Receipt, position: int) -> bool:
@@ -338,6 +343,7 @@ class Ledger:
                 self._standing[key] = min(self._standing[key], rank)
             return
         self.conflicts.add(key)
+        self.doubted.discard(key)
         standing = self._standing.get(key) or self._rank_of(column, key, old, decision)
         if rank < standing:
             self._count(entry.batch, column.state[unit], -1)
@@ -362,7 +368,7 @@ class Ledger:
                 if ordinal not in cited:
                     body = self.receipt_list[ordinal].body
                     if body.outcomes[position] in ANSWERS and not self._agrees(column, entry.batch, unit, body, position):
-                        self.doubted.add((entry.batch, unit))
+                        self._doubt(entry.batch, unit)
         column.forget_words(start, stop)
 
     def _rank_of(self, column: Column, key: tuple[int, int], old: Found, newest: Signed[Decision]) -> Rank:

@@ -309,6 +309,25 @@ def test_within_an_epoch_an_answer_stands_before_a_unit_given_up_and_a_later_epo
         ledger.check()
 
 
+def test_a_unit_on_which_decisions_differ_is_in_conflict_and_not_doubted_in_any_order() -> None:
+    """Found by hypothesis: the doubt of a decision that came first stayed when one without an answer overruled it."""
+    for order in (0, 1):
+        ledger = ledger_of(1, quorum=2)
+        one = UnitRange(0, 0, 1)
+        leases = [grant(ledger, worker, one, nonce=number) for number, worker in enumerate((A, B, C, D))]
+        answers = [receipt(lease, value=value) for lease, value in zip(leases[:3], ("x", "y", "y"), strict=True)]
+        answers.append(receipt(leases[3], value="none", outcomes=bytes([DIED])))
+        made = [
+            decision(ledger, answers, entry(0, 0, 1, (3,), value="none", outcome=DIED), epoch=0),
+            decision(ledger, answers, entry(0, 0, 1, (1, 2), value="y"), epoch=1),
+        ]
+        for statement in (*leases, *answers, *(made if order else reversed(made))):
+            ledger.add(statement)
+        assert ledger.state(0, 0) == FAILED
+        assert (ledger.conflicts, ledger.doubted) == ({(0, 0)}, set())
+        ledger.check()
+
+
 def test_after_a_cancel_receipts_are_dropped_and_decisions_stay() -> None:
     ledger = ledger_of(4)
     lease = grant(ledger, A, ALL)
