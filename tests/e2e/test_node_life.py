@@ -113,7 +113,7 @@ def test_ctrl_c_does_not_wait_for_inputs(single: Grid, tmp_path: Path) -> None:
     until(mark.exists, "inputs() runs")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=10)
-    assert (process.returncode, stdout, stderr) == (130, "", "")
+    assert (process.returncode, stdout, stderr) == (130, "", "stopped\n")
 
 
 def test_ctrl_c_ends_a_local_grid(home: Path) -> None:

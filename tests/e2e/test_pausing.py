@@ -7,6 +7,7 @@ that can be judged.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
@@ -219,8 +220,9 @@ def test_a_pause_holds_after_a_restart_and_its_reason_is_told(tmp_path: Path) ->
         member = start_node(home)
         until(lambda: member.ready, "it is ready again")
         why = member.document("why", "me")
-        assert (why["state"], why["reason"], why["since_ms"]) == ("paused", "paused", told["since_ms"])
-        assert {line["runtime"] for line in why["runtimes"]} >= {"native", "command"}
+        assert why["state"] == "paused"
+        assert "paused" in {reason["reason"] for reason in why["because"]}
+        assert member.document("peers")["peers"][0]["paused_since_ms"] == told["since_ms"]
         assert "paused" in member.run("peers").stdout
         assert member.document("resume")["state"] == "running"
         assert member.document("peers")["peers"][0]["paused"] is None
@@ -243,8 +245,9 @@ def test_terms_of_a_file_hold_and_what_is_wrong_in_it_is_named(tmp_path: Path) -
     try:
         until(lambda: member.ready, "it is ready")
         why = member.document("why", "me")
-        assert (why["state"], why["reason"]) == ("paused", "outside-hours")
-        assert why["terms"] == {"hours": hours, "nice": "3"}
-        assert why["ends"] == f"in the hours {hours}"
+        assert why["state"] == "paused"
+        assert "outside-hours" in {reason["reason"] for reason in why["because"]}
+        said = json.dumps(why)
+        assert all(word in said for word in (f"in the hours {hours}", f"hours: {hours}", "nice: 3")), said
     finally:
         member.stop()
