@@ -1,9 +1,9 @@
 """Keeps the pages in step with the code: `python docs/generate.py` writes what can be derived, and says what cannot.
 
 Derived are the pages of reason codes, exit codes and JSON documents, the index of messages, the page of scenario files, and
-the type column of the field tables in docs/spec. There the order of fields and what they mean is written by hand; where it is not the order of the
-code, that is a complaint, and so is a message without a heading. A test runs the same functions and fails when a page is
-stale.
+the type column of the field tables in docs/spec. There the order of fields and what they mean is written by hand; where it is
+not the order of the code, that is a complaint, and so is a message without a heading. A test runs the same functions and fails
+when a page is stale.
 """
 
 from __future__ import annotations

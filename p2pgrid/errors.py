@@ -22,10 +22,12 @@ class P2PGridError(Exception):
     """Something went wrong in a way p2pgrid understands.
 
     ``reason`` is a code of :mod:`p2pgrid.model.reasons`, ``hint`` says what to do next, and
-    ``retryable`` tells whether the same call may succeed later.
+    ``retryable`` tells whether the same call may succeed later. ``remote`` is set on what another
+    node answered: its text and hint are that node's words, and its code says nothing of this node.
     """
 
     retryable = False
+    remote = False
 
     def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
         super().__init__(message)

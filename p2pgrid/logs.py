@@ -5,6 +5,7 @@
 3. A line that nobody wants costs one look at the logger's level. A line that is wanted costs little at the place that says it:
    its fields are made ready when it is written, which an application may do in another thread.
 4. Nothing secret and nothing endless leaves: bytes are shown as short ids, texts are cut, invites are struck out.
+5. Texts come from strangers too, and a log is read on terminals: what no printer knows is shown as ``?``.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Line:
         return {name: clean(value) for name, value in self._fields.items()}
 
     def __str__(self) -> str:
-        return " ".join([self.event, *[f"{name}={_plain(value)}" for name, value in self.fields().items()]])
+        return sayable(" ".join([self.event, *[f"{name}={_plain(value)}" for name, value in self.fields().items()]]))
 
 
 def line(logger: logging.Logger, level: int, event: Event, **fields: Any) -> None:
@@ -160,13 +161,27 @@ def _short(start: bytes) -> str:
     return base64.b32encode(start).decode().rstrip("=").lower()
 
 
-def clean_text(text: str, chars_max: int = TEXT_MAX) -> str:
-    """A text in one line's bounds: invites struck out, ids and keys shortened, the rest cut at ``chars_max``."""
+def clean_text(text: str, chars_max: int = TEXT_MAX, keep: str = "") -> str:
+    """A text in one line's bounds: invites struck out, ids and keys shortened, the rest cut at ``chars_max``.
+
+    ``keep``: as in :func:`sayable`.
+    """
+    # Cut twice: a search through a text of megabytes would hold up whoever writes it.
+    text = sayable(text[: 2 * chars_max], keep)
     if len(text) < _SECRET_MIN:
         return text
-    # Cut twice: a search through a text of megabytes would hold up whoever writes it.
-    text = _SECRET.sub(_struck, text[: 2 * chars_max])
+    text = _SECRET.sub(_struck, text)
     return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
+
+
+def sayable(text: str, keep: str = "") -> str:
+    """A text as it may reach a terminal: no escape sequence, no control character, no turned writing; ``?`` stands for each.
+
+    ``keep``: characters that are left as they are, a newline perhaps.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
 
 
 def _struck(found: re.Match[str]) -> str:

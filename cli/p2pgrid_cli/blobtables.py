@@ -9,7 +9,7 @@ import msgspec
 from rich.table import Table
 
 from p2pgrid.model.ids import short
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES
 from p2pgrid.wire.faces import Because, Explanation
 from p2pgrid.wire.owner import BlobLine, HolderLine, WhyBlob
 from p2pgrid_cli.common import size_text
@@ -26,7 +26,6 @@ COLUMNS = (
     Column("kept", 2, "right"),
     Column("state", 3),
 )
-CODES = {reason.value: reason for reason in Reason}
 STEPS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 

@@ -128,8 +128,10 @@ def interruptible() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A message for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    """A message for people, on stderr. Others may have written parts of it: only what can be printed reaches the terminal."""
+    from p2pgrid.logs import sayable
+
+    sys.stderr.write(sayable(text, keep="\n") + "\n")
     sys.stderr.flush()
 
 
@@ -164,10 +166,12 @@ def print_document(document: msgspec.Struct) -> None:
 
 
 def print_json(document: Any) -> None:
-    """One document on stdout."""
+    """One document on stdout. Control characters are escaped, also those that JSON would let stand."""
     import json
+    import re
 
-    print_line(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    print_line(re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found.group()):04x}", text))
 
 
 def size_text(size_bytes: float) -> str:

@@ -5,7 +5,9 @@
    who does not read, holds up no node. What such a thread has not written when a node is killed is lost.
 3. A log is bounded: in memory by a number of lines, on disk by two files of 5 MiB, which only the owner may read. A disk that is
    full costs lines, never the node.
-4. structlog is imported when the first line is written: most commands write none.
+4. Lines that strangers can cause are limited: a flood of them costs neither the disk nor the lines before it. What is left out
+   is counted, and the count is a line.
+5. structlog is imported when the first line is written: most commands write none.
 """
 
 from __future__ import annotations
@@ -14,20 +16,18 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from p2pgrid.errors import P2PGridError, UsageError
-from p2pgrid.logs import MESSAGE_MAX, Line, clean_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from p2pgrid.logs import HAPPENED, MESSAGE_MAX, REFUSED, Line, clean_text
 
 Fields = MutableMapping[str, Any]
 _log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ RAW_BYTES = 1 << 20
 """What a node in the background may say beside its log: messages of its start, and those of an interpreter in trouble."""
 LINES_MAX = 4096
 """Lines that wait to be written; the newest that find no room are counted and lost."""
+LIMITED = frozenset({REFUSED.name, HAPPENED.name})
+"""Events that others can cause as often as they like."""
+AT_ONCE, PER_S = 50, 1.0
+"""Lines of such an event and level at once, and lines a second after that."""
 GATHER_S = 0.2
 CLOSE_S = 2.0
 TRACEBACK_MAX = 8000
@@ -120,13 +124,13 @@ class Formatter(logging.Formatter):
             line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")}
         line["level"] = record.levelname.lower()
         if isinstance(record.msg, Line):
-            line["event"] = record.msg.event
+            line["event"] = clean_text(record.msg.event)
             line.update(record.msg.fields())
         else:
             line["event"] = clean_text(record.getMessage(), MESSAGE_MAX)
             line["logger"] = record.name
         if record.exc_info:
-            line["exception"] = clean_text(self.formatException(record.exc_info), TRACEBACK_MAX)
+            line["exception"] = clean_text(self.formatException(record.exc_info), TRACEBACK_MAX, keep="\n")
         return str(render(None, "", line))
 
     def _renderer(self) -> Callable[[Any, str, Fields], str | bytes]:
@@ -142,14 +146,82 @@ def _json(line: Fields, **_: Any) -> str:
     return msgspec.json.encode(line).decode()
 
 
+class _Bucket:
+    """The lines that one event of one level may still have."""
+
+    def __init__(self, now: float) -> None:
+        self.left_out = 0
+        self._lines = float(AT_ONCE)
+        self._counted_at = now
+
+    def has_room(self, now: float) -> bool:
+        """Whether a line may be said at ``now``, in seconds of a clock that never goes back."""
+        self._lines = min(float(AT_ONCE), self._lines + (now - self._counted_at) * PER_S)
+        self._counted_at = now
+        return self._lines >= 1.0
+
+    def take(self) -> int:
+        """Say a line; returns how many were left out before it."""
+        self._lines -= 1.0
+        left_out, self.left_out = self.left_out, 0
+        return left_out
+
+
+class Flood:
+    """Holds back lines of the events that are limited. Warnings have their own bucket: what is usual must not drown them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: dict[tuple[str, int], _Bucket] = {}
+
+    def through(self, record: logging.LogRecord) -> list[logging.LogRecord]:
+        """What is to be written for a record: nothing, itself, or how many were left out and itself."""
+        if not isinstance(record.msg, Line) or record.msg.event not in LIMITED:
+            return [record]
+        event, level = record.msg.event, record.levelno
+        with self._lock:
+            now = self._clock()
+            bucket = self._buckets.setdefault((event, level), _Bucket(now))
+            if not bucket.has_room(now):
+                bucket.left_out += 1
+                return []
+            left_out = bucket.take()
+        return [_left_out(event, level, left_out), record] if left_out else [record]
+
+    def counts(self, *, last: bool = False) -> list[logging.LogRecord]:
+        """How many were left out of the events that have room again; of all, when it is the last chance to say it."""
+        with self._lock:
+            now = self._clock()
+            ready = [(key, bucket) for key, bucket in self._buckets.items() if bucket.left_out and (bucket.has_room(now) or last)]
+            return [_left_out(event, level, bucket.take()) for (event, level), bucket in ready]
+
+    def holds(self) -> bool:
+        """Whether some were left out and nobody was told."""
+        with self._lock:
+            return any(bucket.left_out for bucket in self._buckets.values())
+
+
+def _left_out(event: str, level: int, count: int) -> logging.LogRecord:
+    return logging.LogRecord(__name__, level, "", 0, f"{event}: {count} more were left out", (), None)
+
+
 class LateHandler(logging.Handler):
     """Takes records at once and writes them soon, in a thread beside the one that speaks."""
 
-    def __init__(self, sink: Sink, formatter: logging.Formatter, gather_s: float = GATHER_S) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        formatter: logging.Formatter,
+        gather_s: float = GATHER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self.lost = 0
-        """Lines for which there was no room, or no disk."""
+        """Lines for which there was no room or no disk, or that nothing could show."""
+        self._lost_told = 0
+        self._flood = Flood(clock)
         self._sink = sink
         self._gather_s = gather_s
         self._records: deque[logging.LogRecord] = deque()
@@ -164,24 +236,33 @@ class LateHandler(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
+        for wanted in self._flood.through(record):
+            self._append(wanted)
+        # Also when it was left out: the writer then tells, when there is room, how many were.
+        if not self._wanted.is_set():
+            self._wanted.set()
+
+    def _append(self, record: logging.LogRecord) -> None:
         if len(self._records) >= LINES_MAX:
             self.lost += 1
             return
         if record.args:
-            record.msg, record.args = record.getMessage(), None  # What the arguments show may change before it is written.
+            # What the arguments show may change before it is written.
+            try:
+                record.msg, record.args = record.getMessage(), None
+            except Exception:  # noqa: BLE001 - a call that does not fit its format must not fail whoever made it
+                record.args = None
         self._records.append(record)
-        if not self._wanted.is_set():
-            self._wanted.set()
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wanted.wait()
+            self._wanted.wait(1.0 / PER_S if self._flood.holds() else None)
             self._closing.wait(self._gather_s)
             self._wanted.clear()
             self._write()
 
-    def _write(self) -> None:
-        """Everything that is there now, in one piece."""
+    def _write(self, *, last: bool = False) -> None:
+        """Everything that is there now, in one piece, and what is missing. ``last``: nothing is written after it."""
         lines: list[str] = []
         while self._records:
             record = self._records.popleft()
@@ -189,11 +270,18 @@ class LateHandler(logging.Handler):
                 lines.append(self.format(record))
             except Exception:  # noqa: BLE001 - a line that cannot be shown must not end the log
                 self.lost += 1
-        if lines:
+        lines += map(self.format, self._flood.counts(last=last))
+        lost, told = self.lost, list[str]()
+        if lost > self._lost_told:
+            text = f"{lost - self._lost_told} lines were lost"
+            told.append(self.format(logging.LogRecord(__name__, logging.WARNING, "", 0, text, (), None)))
+        if lines or told:
             try:
-                self._sink.write(("\n".join(lines) + "\n").encode(errors="replace"))
+                self._sink.write(("\n".join(lines + told) + "\n").encode(errors="replace"))
             except OSError:
                 self.lost += len(lines)
+            else:
+                self._lost_told = lost
 
     def close(self) -> None:
         """Write what is there, within a bound."""
@@ -201,16 +289,21 @@ class LateHandler(logging.Handler):
         self._wanted.set()
         self._thread.join(CLOSE_S)
         if not self._thread.is_alive():
-            self._write()
+            self._write(last=True)
         super().close()
 
 
 class _Stderr(logging.StreamHandler[Any]):
     """A command's own warnings, at once, on whatever stderr is at that moment. One that has gone is no error of the command."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._flood = Flood()
+
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        for wanted in self._flood.through(record):
+            super().emit(wanted)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - named by the standard library
         return

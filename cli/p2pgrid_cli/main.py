@@ -107,8 +107,10 @@ def _version() -> str:
 
 def _say(text: str) -> None:
     """As ``common.say``, without what that imports. Whoever read our messages may have gone, too."""
+    from p2pgrid.logs import sayable
+
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(sayable(text, keep="\n") + "\n")
         sys.stderr.flush()
     except OSError:
         _give_up_output()

@@ -87,6 +87,7 @@ def join(
 
 async def _join(home: Home, invite: str | None, asked: Settings, parent: int, leave_s: float, for_owner: bool) -> bool:
     """Run the node until it is to stop; whether that was Ctrl-C. ``for_owner``: it serves one command of whoever started it."""
+    from p2pgrid.services import membership as memberships
     from p2pgrid_cli.ending import noted
     from p2pgrid_cli.hosting import running_node
     from p2pgrid_cli.settings import config_of, load, save, saved
@@ -97,43 +98,45 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int, le
         with noted(home, keeps=not for_owner) as ending:
             config = config_of(asked if for_owner else asked.over(load(home)), home.folder, volunteers=not for_owner, temporary=for_owner)
             said = asked.over(saved(home))
-            membership, fresh = _membership(home, invite)
+            before = memberships.load(home)
+            membership = _membership(home, before, invite)
+            entered = False
             try:
                 async with running_node(home, membership, config) as node:
-                    fresh, ending.started = False, True
+                    entered = ending.started = True
                     save(home, said)
                     _greet(node, membership)
                     return await _until_stopped(node, parent, leave_s)
             except P2PGridError:
-                if fresh:
-                    # Nothing was entered yet: the next try must be free to use another invite.
-                    (home.folder / "membership").unlink(missing_ok=True)
+                if invite and not entered:
+                    # The next try must be free to use another invite, or what held before.
+                    if before is None:
+                        (home.folder / "membership").unlink(missing_ok=True)
+                    elif membership is not before:
+                        memberships.restore(home, before)
                 raise
     finally:
         home.close()
 
 
-def _membership(home: Home, invite: str | None) -> tuple[HomeMembership, bool]:
-    """The home's membership, made now if there is none; and whether an invite was just accepted."""
+def _membership(home: Home, known: HomeMembership | None, invite: str | None) -> HomeMembership:
+    """The home's membership: as it is known, made now, or by the invite."""
     from p2pgrid.core.invites import parse_invite
     from p2pgrid.model.ids import short
     from p2pgrid.model.reasons import Reason
-    from p2pgrid.services.membership import accept_invite, found_grid, load, renews
+    from p2pgrid.services.membership import accept_invite, found_grid, renew, renews
 
-    known = load(home)
     if invite is None:
-        return (known, False) if known else (found_grid(home, f"grid of {_host()}", os.urandom, wall_ms()), False)
+        return known or found_grid(home, f"grid of {_host()}", os.urandom, wall_ms())
     invited = parse_invite(invite, wall_ms())
     if known is None:
-        return accept_invite(home, invited, wall_ms()), True
+        return accept_invite(home, invited, wall_ms())
     if known.grid.id != invited.grid.id:
         ours, theirs = (f"'{grid.name}' ({short(grid.id)})" for grid in (known.grid, invited.grid))
         hint = "use another --home for another grid"
         text = f"this home is already a member of {ours}, and the invite is for {theirs}"
         raise ConfigError(text, reason=Reason.OTHER_GRID, hint=hint)
-    if renews(home, known, invited, wall_ms()):
-        return accept_invite(home, invited, wall_ms()), False
-    return known, False
+    return renew(home, known, invited, wall_ms()) if renews(home, known, invited, wall_ms()) else known
 
 
 def _host() -> str:

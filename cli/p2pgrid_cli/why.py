@@ -25,7 +25,7 @@ KNOWN_HERE = "p2pgrid jobs, p2pgrid peers and p2pgrid blobs list what is known h
 
 
 class Subject(NamedTuple):
-    """What is asked about. ``id`` is empty for this node."""
+    """What is asked about. ``id`` is empty for this node; ``label`` is what others call it."""
 
     kind: str
     id: bytes
@@ -102,7 +102,9 @@ async def explained(channel: Channel, text: str) -> Answer:
         unit = min(int(number[:20]), UNIT_MAX)
         found = [subject._replace(kind="unit", unit=unit) for subject in found]
     if len(found) > 1 and len({subject.id for subject in found}) > 1:
-        listed = "; ".join(f"{subject.kind} {subject.text}{subject.label}" for subject in found[:CANDIDATES_MAX])
+        from p2pgrid_cli.render import printable
+
+        listed = "; ".join(f"{subject.kind} {subject.text} ({printable(subject.label)})" for subject in found[:CANDIDATES_MAX])
         raise UsageError(f"'{text}' is the beginning of {len(found)} ids", hint=f"give more of the id: {listed}")
     answer = await _first(channel, found)
     if answer is None:
@@ -141,9 +143,9 @@ async def _named(channel: Channel, text: str) -> list[Subject]:
     wanted = text.lower()
     if len(wanted) < PREFIX_CHARS_MIN:
         raise UsageError(f"'{text}' is too short", hint=f"give at least {PREFIX_CHARS_MIN} characters of the id, or 'me'")
-    known = [Subject("job", line.job, label=f" ({line.name})") for line in await channel.jobs()]
-    known += [Subject("peer", peer.node, label=f" ({peer.info.name})") for peer in (await channel.peers(refresh=False)).peers]
-    known += [Subject("blob", line.blob, label=f" ({line.name or short(line.blob)})") for line in await channel.blobs()]
+    known = [Subject("job", line.job, label=line.name) for line in await channel.jobs()]
+    known += [Subject("peer", peer.node, label=peer.info.name) for peer in (await channel.peers(refresh=False)).peers]
+    known += [Subject("blob", line.blob, label=line.name or short(line.blob)) for line in await channel.blobs()]
     found = [subject for subject in known if to_text(subject.id).startswith(wanted)]
     return found or _in_full(text)
 

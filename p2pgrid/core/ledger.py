@@ -267,7 +267,7 @@ class Ledger:
             self._doubt(batch, unit)
 
     def _doubt(self, batch: int, unit: int) -> None:
-        """Somebody's word differs from what was decided. Where decisions differ it is a conflict, whatever came first, and no mere doubt."""
+        """Somebody's word differs from what was decided. Where decisions differ it is a conflict, whatever came first."""
         if (batch, unit) not in self.conflicts:
             self.doubted.add((batch, unit))
 

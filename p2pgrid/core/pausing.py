@@ -68,9 +68,9 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class PauseNow:
-    """The owner says pause; ``until_ms``: for how long, Unix milliseconds; 0: until ``resume``."""
+    """The owner says pause; ``span_ms``: for so long from now on; 0: until ``resume``."""
 
-    until_ms: int = 0
+    span_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,8 @@ class Pausing:
         match event:
             case Presence():
                 self._read(event, now)
-            case PauseNow(until_ms):
+            case PauseNow(span_ms):
+                until_ms = now_ms + span_ms if span_ms else 0
                 self._owner = State(PAUSED, Reason.PAUSED, now_ms, until_ms)
                 keep = [Keep(True, now_ms, until_ms)]
             case FinishNow() if self.state.name == RUNNING:

@@ -129,6 +129,7 @@ class Reason(StrEnum):
         "answers to a unit differ, so more nodes are asked",
         "see that work() gives the same for the same item",
     )
+    DECLINED = "declined", "a worker takes no units of the job, and says why", "p2pgrid why JOB says what to do about each node's reason"
     RETRIED = "retried", "an attempt at a unit failed, and another node tries it", ""
     WORKER_LOST = "worker-lost", "a worker went away; what it had is given to others", ""
     LEASE_LATE = "lease-late", "a worker took far longer than others; what it had is given to others too", ""
@@ -198,3 +199,7 @@ class Reason(StrEnum):
     STALE = "stale", "a newer statement is known", ""
     DISK_FAILED = "disk-failed", "the disk of the node failed while writing", "look at the disk, then restart the node"
     BAD_NAME = "bad-name", "a file name is not plain, relative and portable, or is no regular file", "use simple names inside the folder"
+
+
+CODES = {reason.value: reason for reason in Reason}
+"""The reasons by their codes: what came over the wire is looked up here, and may be in it or not."""

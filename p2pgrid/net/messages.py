@@ -172,11 +172,13 @@ def bye_of(error: P2PGridError) -> Bye:
 
 
 def error_of(failure: Failure | Bye) -> P2PGridError:
-    """The error that crossed; an unknown class becomes MalformedError."""
+    """The error that crossed; an unknown class becomes MalformedError. It is ``remote``, and its reason is a plain text."""
     kind = _ERROR_KINDS.get(failure.kind, MalformedError)
     if failure.kind in _ABSTRACT:
         kind = MalformedError
-    return kind(failure.message, hint=failure.hint, reason=failure.reason)
+    error = kind(failure.message, hint=failure.hint, reason=str(failure.reason))
+    error.remote = True
+    return error
 
 
 class MessageReader:

@@ -369,8 +369,8 @@ class TlsTransport:
         try:
             _, pipe = await loop.create_connection(lambda: _TlsPipe(self, dialled=True), place.host, place.port)
         except OSError as error:
-            # The loops word it differently; the number of the error is the same.
-            why = os.strerror(error.errno) if error.errno else error
+            # The loops word it differently; the number of the error is the same. Those of names that are not found are below 0.
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
             raise UnreachableError(f"nobody answers at {place}: {why}", reason=Reason.TIMEOUT) from error
         kept = False
         try:

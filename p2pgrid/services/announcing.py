@@ -120,8 +120,8 @@ class Preparations:
     def __init__(self) -> None:
         self._heard: dict[bytes, _Heard] = {}
 
-    def hear(self, node: bytes, notice: JobPreparing, now: float) -> None:
-        """A notice of a node that pulled units of the job."""
+    def hear(self, node: bytes, notice: JobPreparing, now: float, started_s: float = -math.inf) -> None:
+        """A notice of a node that pulled units of the job. ``started_s``: since when the job is led here; nothing took longer."""
         known = self._heard.get(node)
         if notice.what not in TEXTS or (known is not None and now - known.at_s < LISTEN_EVERY_S):
             return
@@ -130,7 +130,8 @@ class Preparations:
             return
         total = min(max(0, notice.total), COUNT_MAX)
         elapsed_s = notice.elapsed_s if math.isfinite(notice.elapsed_s) else 0.0
-        self._heard[node] = _Heard(Step(notice.what, min(max(0, notice.done), total), total), max(0.0, elapsed_s), now)
+        elapsed_s = max(0.0, min(elapsed_s, now - started_s))
+        self._heard[node] = _Heard(Step(notice.what, min(max(0, notice.done), total), total), elapsed_s, now)
 
     def _forget(self, now: float) -> None:
         for node in [node for node, heard in self._heard.items() if now - heard.at_s > FRESH_S]:

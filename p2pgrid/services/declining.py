@@ -1,6 +1,7 @@
 """Saying why a job that one was invited to is not worked on (docs/spec/worker.md#declining).
 
-It is said once for each job, lead and reason, until what this node offers has changed. It is said for people: nothing follows from it.
+It is said once for each job, lead and reason, until what this node offers has changed or the lead was away: a lead forgets what
+those said that went. It is said for people: nothing follows from it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ class Declining:
         key = (job, lead, str(reason))
         if key in self._told or not reason or len(job) != DIGEST_BYTES:
             return
+        if not self._peers.notify(lead, "job.declined", JobDeclined(job, str(reason))):
+            return
         self._told[key] = None
         while len(self._told) > TOLD_MAX:
             self._told.pop(next(iter(self._told)))
-        self._peers.notify(lead, "job.declined", JobDeclined(job, str(reason)))
+
+    def forget_lead(self, lead: bytes) -> None:
+        """The session with a lead ended: what it was told is told it again."""
+        for key in [key for key in self._told if key[1] == lead]:
+            del self._told[key]
 
     def forget(self) -> None:
         """What this node offers has changed: it may have other reasons now."""

@@ -1,4 +1,8 @@
-"""What happened at this node, for its owner: the last events with their reason codes, found again by what they are about."""
+"""What happened at this node, for its owner: the last events with their reason codes, found again by what they are about.
+
+A code that came from another node says nothing of this one: its full disk is no warning here. Such codes are plain texts, as errors
+from elsewhere carry them (:func:`p2pgrid.net.messages.error_of`); what this node finds itself is told as a member of the registry.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ _log = logging.getLogger(__name__)
 EVENTS_MAX = 1000
 ABOUT_MAX = 4
 """Ids that one event may name."""
+REASON_CHARS = 64
+TEXT_CHARS = 1000
 WARNINGS = frozenset(
     {
         Reason.BUG,
@@ -37,16 +43,27 @@ class Happenings:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._events: deque[EventLine] = deque(maxlen=EVENTS_MAX)
+        self._own: deque[EventLine] = deque(maxlen=EVENTS_MAX)
+        """Those whose code this node gave itself."""
         context.events.append(self._note)
 
     def _note(self, reason: str, text: str, about: tuple[bytes, ...]) -> None:
-        self._events.append(EventLine(self._context.wall_ms(), str(reason), text, about[:ABOUT_MAX]))
-        level = logging.WARNING if reason in WARNINGS else logging.INFO
-        logs.line(_log, level, logs.HAPPENED, reason=str(reason), text=text, about=about[:ABOUT_MAX])
+        code, text, about = str(reason)[:REASON_CHARS], text[:TEXT_CHARS], about[:ABOUT_MAX]
+        event = EventLine(self._context.wall_ms(), code, text, about)
+        self._events.append(event)
+        own = isinstance(reason, Reason)
+        if own:
+            self._own.append(event)
+        level = logging.WARNING if own and reason in WARNINGS else logging.INFO
+        logs.line(_log, level, logs.HAPPENED, reason=code, text=text, about=about)
 
     def recent(self, count: int) -> tuple[EventLine, ...]:
         """The newest events, the oldest of them first."""
         return tuple(self._events)[-count:]
+
+    def own(self, count: int) -> tuple[EventLine, ...]:
+        """The newest events whose code is about this node, not one that another node gave; the oldest of them first."""
+        return tuple(self._own)[-count:]
 
     def about(self, subject: bytes, count: int) -> tuple[EventLine, ...]:
         """The newest events that are about a job, a node or a blob, the oldest of them first."""

@@ -5,7 +5,8 @@
 2. The clock is compared with what others say in their hellos. Only those count whom this node dialled, and so chose, or accepted:
    a stranger's word moves nothing. What was read then is carried on by the monotonic clock, so that a clock which is set while
    sessions live is noticed too.
-3. Every table is bounded; the oldest entry goes first.
+3. What another node says of a refusal is shown as its words. What to do about it is said by this node alone, from the code.
+4. Every table is bounded; the oldest entry goes first. Clocks of strangers wait in a table of their own, until a session opened.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Trouble(NamedTuple):
     wall_ms: int
     reason: str
     text: str
-    hint: str = ""
+    remote: bool = False
+    """Whether the other node said so."""
 
 
 class ContactTried(NamedTuple):
@@ -51,12 +53,6 @@ class ClockReading(NamedTuple):
     ahead_ms: float
     """The median of the others against this node's clock: less than nothing when this node is ahead."""
     peers: int
-
-
-class _Seen(NamedTuple):
-    base_ms: float
-    """The other's clock less this node's monotonic one."""
-    trusted: bool
 
 
 class Health:
@@ -76,7 +72,10 @@ class Health:
         """Those that the node began with at its start."""
         self.dialled_in = 0
         """Sessions that other nodes began."""
-        self._clocks: dict[NodeKey, _Seen] = {}
+        self._clocks: dict[NodeKey, float] = {}
+        """Each other's clock less this node's monotonic one, in milliseconds: of those that count."""
+        self._strange: dict[NodeKey, float] = {}
+        """The same of those that dialled this node and were not accepted, or not yet."""
         pool.on_trouble(self._on_trouble)
         pool.on_hello(self._on_hello)
         pool.on_open(self._on_open)
@@ -84,7 +83,8 @@ class Health:
 
     def trouble_of(self, error: P2PGridError) -> Trouble:
         """An error, now."""
-        return Trouble(self._context.wall_ms(), str(error.reason), error.message, error.hint)
+        text = f"it says: {error.message}" if error.remote else error.message
+        return Trouble(self._context.wall_ms(), str(error.reason), text, error.remote)
 
     def note_contacts(self, tried: Sequence[tuple[Contact, P2PGridError | None]]) -> None:
         """What became of the first contacts."""
@@ -94,13 +94,13 @@ class Health:
         """How the clocks of others stand against this one; None while nobody's is known."""
         context = self._context
         ours_ms = context.wall_ms() - context.clock() * 1000
-        theirs = [seen.base_ms - ours_ms for seen in self._clocks.values() if seen.trusted]
+        theirs = [base_ms - ours_ms for base_ms in self._clocks.values()]
         return ClockReading(median(theirs), len(theirs)) if theirs else None
 
     def clock_of(self, peer: NodeKey) -> float | None:
         """How far the clock of a peer is ahead of this one, in milliseconds; None when it is not known."""
-        seen, context = self._clocks.get(peer), self._context
-        return None if seen is None else seen.base_ms - (context.wall_ms() - context.clock() * 1000)
+        base_ms, context = self._clocks.get(peer, self._strange.get(peer)), self._context
+        return None if base_ms is None else base_ms - (context.wall_ms() - context.clock() * 1000)
 
     def disk_free_bytes(self) -> int | None:
         """What is free on the disk of the home; None where nobody can say. Blocks for an instant."""
@@ -112,7 +112,12 @@ class Health:
         _note(self.dials if dialled else self.refused, peer, self.trouble_of(error))
 
     def _on_hello(self, peer: NodeKey, hello: Hello, dialled: bool) -> None:
-        _note(self._clocks, peer, _Seen(hello.wall_ms - self._context.clock() * 1000, dialled))
+        base_ms = hello.wall_ms - self._context.clock() * 1000
+        if not dialled and peer not in self._clocks:
+            _note(self._strange, peer, base_ms)
+            return
+        self._strange.pop(peer, None)
+        _note(self._clocks, peer, base_ms)
 
     def _on_open(self, session: Session) -> None:
         peer = session.peer
@@ -121,9 +126,9 @@ class Health:
         for table in (self.dials, self.refused, self.ended):
             table.pop(peer, None)
         self.dialled_in += not session.connection.dialled
-        seen = self._clocks.get(peer)
-        if seen is not None:
-            self._clocks[peer] = seen._replace(trusted=True)
+        base_ms = self._strange.pop(peer, None)
+        if base_ms is not None:
+            _note(self._clocks, peer, base_ms)
 
     def _on_close(self, session: Session, reason: str) -> None:
         if session.peer != self._context.me:
@@ -147,9 +152,9 @@ def nobody_answers(tried: Sequence[ContactTried]) -> UnreachableError:
 
 
 def dial_step(trouble: Trouble, contact: Contact | None = None) -> str:
-    """What to do about a dial that failed. A refusal names its own step; silence and a closed port look different from outside."""
-    if trouble.reason != Reason.TIMEOUT:
-        return trouble.hint or next((reason.next_step for reason in Reason if reason == trouble.reason), "")
+    """What to do about a dial that failed: what its code says. Silence and a closed port look different from outside."""
+    if trouble.remote or trouble.reason != Reason.TIMEOUT:
+        return next((reason.next_step for reason in Reason if reason == trouble.reason), "")
     test = f": nc -vz {contact.host} {contact.port} from this machine tells" if contact else ""
     if "refused" in trouble.text.lower():
         return f"nothing listens there: see that the node runs, and at that port{test}"

@@ -285,7 +285,7 @@ class Leading:
     def _on_preparing(self, session: Session, notice: JobPreparing) -> None:
         led = self.jobs.get(JobId(StatementId(notice.job)))
         if led is not None and not led.ended.is_set() and session.peer in led.lead.workers:
-            led.preparations.hear(session.peer, notice, self._context.clock())
+            led.preparations.hear(session.peer, notice, self._context.clock(), led.started_s)
 
     def _on_declined(self, session: Session, declined: JobDeclined) -> None:
         led = self.jobs.get(JobId(StatementId(declined.job)))

@@ -38,6 +38,8 @@ SETS_MAX = 4 * CHAIN_MAX
 """Keeper sets remembered of one job; then only the newest chain is."""
 SLICE = 16
 """Signatures of keepers checked before others get their turn."""
+PASS_OVER_S = (0.0, 2.0, 8.0, 60.0)
+"""After the first, second ... lease that does not fit: who gives one back is invited again within seconds, and each costs a signature."""
 OF_LEAD = (Reason.NO_ROLE, Reason.NATIVE_REFUSED)
 """Refusals that say something about the lead, not about the job."""
 
@@ -52,10 +54,22 @@ class Leasing:
         self._jobs = jobs
         self.refused: dict[bytes, Reason] = {}
         """By job id, or by job id and lead; the last 256."""
+        self._passed_over: dict[bytes, tuple[float, Reason, int]] = {}
+        """Until when nothing is asked of a lead for a job, why, and how often its leases did not fit; by both ids, the last 256."""
 
     def why_refused(self, job: bytes, lead: bytes) -> Reason | None:
         """Why work of this job, or of this lead for it, was refused before; None if it was not."""
-        return self.refused.get(job) or self.refused.get(job + lead)
+        until_s, why, _ = self._passed_over.get(job + lead, (0.0, None, 0))
+        passed_over = why if until_s > self._context.clock() else None
+        return self.refused.get(job) or self.refused.get(job + lead) or passed_over
+
+    def pass_over(self, job: bytes, lead: bytes, why: Reason) -> None:
+        """What this lead handed out for a job does not fit together. What was stale passes, so it is asked again, but ever later."""
+        key = job + lead
+        _, _, before = self._passed_over.pop(key, (0.0, why, 0))
+        self._passed_over[key] = (self._context.clock() + PASS_OVER_S[min(before, len(PASS_OVER_S) - 1)], why, before + 1)
+        while len(self._passed_over) > JOBS_MAX:
+            self._passed_over.pop(next(iter(self._passed_over)))
 
     def refuse(self, key: bytes, why: Reason) -> None:
         """From now on work of this job (or of this lead for it: the key is both ids) is refused."""
@@ -86,6 +100,7 @@ class Leasing:
             check_range(unit_range, known.layout.batch_units)
         check_apart(grant.body.ranges)
         self._take_batches(known, reply)
+        self._passed_over.pop(job + lead, None)
         return known, grant
 
     async def fetch_derived(self, known: KnownJob, lead: NodeKey, grant: Grant) -> None:

@@ -87,6 +87,23 @@ def renews(home: Home, membership: HomeMembership, invited: Invite, now_ms: int)
     return until_ms - now_ms < RENEW_MS and ends_ms(invited) > until_ms
 
 
+def renew(home: Home, membership: HomeMembership, invited: Invite, now_ms: int) -> HomeMembership:
+    """Take an invite in the place of a membership. Raises RefusedError when that still holds and grants what the invite does not."""
+    before = member_of(home, membership)
+    renewed = accept_invite(home, invited, now_ms)
+    lost = sorted(before.roles - member_of(home, renewed).roles)
+    if lost and before.expires_ms > now_ms:
+        restore(home, membership)
+        hint = "ask for an invite with these roles, or use this one when the membership has ended"
+        raise RefusedError(f"the invite does not grant what this node may do now: {', '.join(lost)}", reason=Reason.NO_ROLE, hint=hint)
+    return renewed
+
+
+def restore(home: Home, membership: HomeMembership) -> None:
+    """Have the home's membership be as it was."""
+    home.write_private(FILE, encode(membership))
+
+
 def make_invite(
     membership: HomeMembership,
     roles: Sequence[str],

@@ -3,6 +3,8 @@
 1. What repeats (a worker that fails at many units, a dispute that grows) is told when it begins, and again only after it was over.
 2. Everything names the job, and the node it is about, so that ``why`` finds it again.
 3. What is remembered to tell nothing twice is bounded; beyond the bound the oldest is told anew.
+4. Why a worker declines is its own word. It is told under a code of its own, since codes that workers choose would pass for what
+   happened here, and a few times for each worker and job.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 
 from p2pgrid.core import lead as core
 from p2pgrid.model.ids import short
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES, Reason
 from p2pgrid.model.work import ANSWERS, OK, DecisionEntry
 from p2pgrid.services.context import Context
 from p2pgrid.services.ledjob import LedJob
@@ -20,7 +22,8 @@ from p2pgrid.services.results import OUTCOME_REASONS
 TOLD_MAX = 4096
 DECLINED_MAX = 4096
 """Workers of one job whose reasons are remembered."""
-CODES = {reason.value: reason for reason in Reason}
+DECLINES_TOLD = 4
+"""Reasons of one worker for one job that are told."""
 _ANSWERED = bytes(ANSWERS)
 
 Key = tuple[bytes, bytes, str]
@@ -33,6 +36,8 @@ class Noticing:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._told: dict[Key, None] = {}
+        self._declines: dict[tuple[bytes, bytes], set[str]] = {}
+        """What each worker gave as a reason for each job, as far as it was told."""
 
     def _first(self, job: bytes, node: bytes, what: str) -> bool:
         """Whether this is so for the first time, as far as is remembered."""
@@ -56,8 +61,13 @@ class Noticing:
         led.declined[worker] = reason.value
         while len(led.declined) > DECLINED_MAX:
             led.declined.pop(next(iter(led.declined)))
-        if self._first(led.id, worker, reason.value):
-            self._tell(led, reason, f"{short(worker)} takes nothing of job {short(led.id)}: {reason.sentence}", worker)
+        told = self._declines.setdefault((led.id, worker), set())
+        while len(self._declines) > TOLD_MAX:
+            self._declines.pop(next(iter(self._declines)))
+        if reason.value not in told and len(told) < DECLINES_TOLD:
+            told.add(reason.value)
+            text = f"{short(worker)} takes nothing of job {short(led.id)}: {reason.sentence} ({reason.value})"
+            self._tell(led, Reason.DECLINED, text, worker)
 
     def gone(self, led: LedJob, worker: bytes) -> None:
         """A worker is away; called before its leases are taken back."""

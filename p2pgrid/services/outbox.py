@@ -21,7 +21,7 @@ from p2pgrid import logs
 from p2pgrid.errors import P2PGridError
 from p2pgrid.model.ids import NodeKey, short
 from p2pgrid.model.job import Job
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES, Reason
 from p2pgrid.services.context import Context
 from p2pgrid.services.knownjobs import KnownJob
 from p2pgrid.services.peers import Peers
@@ -185,10 +185,11 @@ class Outboxes:
                 continue
             if outbox.dropped:
                 return
-            for reason in dict.fromkeys(reply.refused):
+            refused = [_code(reason) for reason in reply.refused[: len(taken)]]
+            for reason in dict.fromkeys(refused):
                 if reason:
                     self._context.tell(reason, f"a receipt of job {short(job)} was refused", job)
-            self._say_ended(taken, reply.refused, attempt + 1)
+            self._say_ended(taken, refused, attempt + 1)
             failing_since, attempt = None, 0
             del outbox.items[: len(taken)]
             self.count(-sum(item.size_bytes for item in taken))
@@ -270,6 +271,11 @@ class Outboxes:
 
     async def close(self) -> None:
         await self._tasks.close()
+
+
+def _code(said: str) -> str:
+    """The code that a receiver gave, as a plain text since it is not this node's; one that is not registered is no code."""
+    return said if not said or said in CODES else Reason.MALFORMED.value
 
 
 def _first(items: list[_Item]) -> Iterator[_Item]:

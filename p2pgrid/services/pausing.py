@@ -134,8 +134,7 @@ class Pausing:
     async def _on_pause(self, session: Session, request: PauseRequest) -> OwnPause:
         if not 0 <= request.seconds <= PAUSE_MAX_S:
             raise MalformedError("a pause that cannot be", reason=Reason.MALFORMED)
-        until_ms = self._context.wall_ms() + int(request.seconds * 1000) if request.seconds else 0
-        return await self._ordered(core.PauseNow(until_ms))
+        return await self._ordered(core.PauseNow(max(1, int(request.seconds * 1000)) if request.seconds else 0))
 
     async def _on_resume(self, session: Session, request: Nothing) -> OwnPause:
         return await self._ordered(core.ResumeNow())

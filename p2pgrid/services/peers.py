@@ -187,18 +187,19 @@ class Peers:
         session = await self.session(peer)
         return await session.call(method, request, reply, timeout_s=timeout_s)
 
-    def notify(self, peer: NodeKey, method: str, request: msgspec.Struct) -> None:
-        """Tell a peer something if it is there; nobody learns whether it arrived."""
+    def notify(self, peer: NodeKey, method: str, request: msgspec.Struct) -> bool:
+        """Tell a peer something if it is there. Returns whether it went out; nobody learns whether it arrived."""
         if peer == self._context.me:
             asyncio.get_running_loop().call_soon(self._notify_self, method, request)
-            return
+            return True
         session = self._pool.live(peer)
         if session is None:
-            return
+            return False
         try:
             session.notify(method, request)
         except P2PGridError:
-            return
+            return False
+        return True
 
     def _notify_self(self, method: str, request: msgspec.Struct) -> None:
         answer = self._context.methods.notices[method].handler(self._self, request)

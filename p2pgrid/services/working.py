@@ -20,7 +20,7 @@ from p2pgrid.core import worker as core
 from p2pgrid.errors import P2PGridError, RefusedError, TryAgainError
 from p2pgrid.model.ids import DIGEST_BYTES, NodeKey, short
 from p2pgrid.model.job import AUTO, Cancel
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES, Reason
 from p2pgrid.model.work import NO_INPUT, Grant
 from p2pgrid.net.rpc import Session
 from p2pgrid.runtimes.tasks import BatchChunk, Workers
@@ -181,6 +181,8 @@ class Working:
         self._context.tell(error.reason, f"job {short(job)}: {error}", job, lead)
         self._declining.tell(job, lead, error.reason)
         if reply.grant:
+            if self._leasing.why_refused(job, lead) is None:
+                self._leasing.pass_over(job, lead, CODES.get(error.reason, Reason.BAD_GRANT))
             with suppress(P2PGridError):
                 envelope = peek(reply.grant)
                 grant = statement_id(envelope.author, envelope.body)
@@ -344,6 +346,7 @@ class Working:
     # -- leads that are gone ------------------------------------------------------------
 
     def _on_gone(self, peer: NodeKey) -> None:
+        self._declining.forget_lead(peer)
         for job in self._known.values():
             job.doubt(peer)
         for key in [source for source in self.worker.sources if source[1] == peer]:

@@ -82,6 +82,36 @@ def test_invites_are_struck_out_wherever_they_stand(upper: bool) -> None:
     assert "abcdefghij234567" not in cut
 
 
+HOSTILE = ("\x1b[2Jgone", "a\x1b]52;c;cm0gLXJm\x07", "one\ntwo", "\x9b31mred", "\x7f\x00\r", "\u202eback", "\ud800")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_steers_a_terminal_is_in_a_line(text: str, logger: logging.Logger) -> None:
+    kept = Kept()
+    logger.addHandler(kept)
+    logs.line(logger, logging.INFO, logs.REFUSED, peer=b"p" * 32, reason=text, text=text * 20)
+    logger.handle(logger.makeRecord("x", logging.INFO, "", 0, logs.Line(text, {"about": [text]}), (), None))
+    for record in kept.records:
+        assert record.getMessage().isprintable()
+    shown = logs.clean(text)
+    assert len(shown) == len(text)
+    assert "?" in shown
+
+
+def test_a_text_that_can_be_printed_is_left_as_it_is() -> None:
+    assert logs.clean("größer – 大きい [x]=1") == "größer – 大きい [x]=1"
+
+
+def test_only_what_is_named_is_kept() -> None:
+    assert logs.sayable("a\nb\tc\x1b", keep="\n") == "a\nb?c?"
+    assert logs.clean_text("a\nb") == "a?b"
+
+
+@given(st.text())
+def test_texts_of_any_kind_can_be_printed(text: str) -> None:
+    assert logs.clean(text).isprintable()
+
+
 def test_lists_are_short_and_numbers_stay_numbers() -> None:
     assert logs.clean(list(range(100))) == list(range(logs.ITEMS_MAX))
     assert logs.clean(1.23456789) == 1.234568

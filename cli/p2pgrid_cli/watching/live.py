@@ -59,8 +59,10 @@ async def _live(channel: Channel, job: JobId) -> Watched:
     with ExitStack() as taken:
         taken.enter_context(silent(terminal.fd_out))
         painter = taken.enter_context(Painter(terminal.write, colour=terminal.colour, encoding=terminal.encoding))
+        loop = asyncio.get_running_loop()
         for number in ENDING_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, _end_by, number, taken)
+            loop.add_signal_handler(number, _end_by, number, taken)
+        loop.add_signal_handler(signal.SIGTSTP, _suspend, painter, terminal.fd_out)
 
         async def look(event: FollowEvent) -> JobPicture:
             width, height = terminal.size()
@@ -79,6 +81,23 @@ def _end_by(number: int, taken: ExitStack) -> None:
     taken.close()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _suspend(painter: Painter, fd: int) -> None:
+    """Ctrl-Z: the terminal is the shell's until we are continued."""
+    painter.leave()
+    _echo(fd, on=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _echo(fd, on=False)
+    painter.enter()
+
+
+def _echo(fd: int, *, on: bool) -> None:
+    """Whether what is typed is shown. The terminal may have gone, or be none."""
+    with suppress(termios.error):
+        mode = termios.tcgetattr(fd)
+        mode[3] = mode[3] | termios.ECHO if on else mode[3] & ~termios.ECHO
+        termios.tcsetattr(fd, termios.TCSADRAIN, mode)
 
 
 @contextmanager

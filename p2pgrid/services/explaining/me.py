@@ -127,7 +127,7 @@ class OwnState:
             return None
         folder, now_ms = self._health.folder, self._context.wall_ms()
         text = f"{size_text(free_bytes)} free on the disk of {folder}"
-        full = [event for event in self._happenings.recent(100) if event.reason == Reason.DISK_FULL and now_ms - event.wall_ms < RECENT_MS]
+        full = [event for event in self._happenings.own(100) if event.reason == Reason.DISK_FULL and now_ms - event.wall_ms < RECENT_MS]
         if free_bytes >= DISK_LOW_BYTES and not full:
             return fact(text)
         under = [self._event(event) for event in full[-2:]]

@@ -55,13 +55,17 @@ class Standing:
     # -- who is there ----------------------------------------------------------------------
 
     def others(self) -> Because:
-        """How many are connected; if nobody is, why."""
+        """How many are connected; if nobody is, why.
+
+        Whom this node dialled decides what comes first and what to do. Those who dialled it are strangers as often as not: they
+        stand below, and under a line without a code.
+        """
         live = self._peers.live()
-        refusals = self._refusals()
+        dials, refused = self._dials(), self._refused()
         if live:
             names = names_text([named(self._peers, key, self._context.me) for key in sorted(live)[:3]])
             more = f" and {len(live) - 3} more" if len(live) > 3 else ""
-            return fact(f"connected to {count_text(len(live), 'other node')}: {names}{more}", refusals)
+            return fact(f"connected to {count_text(len(live), 'other node')}: {names}{more}", [*dials, *refused])
         silent = [
             self.trouble(one.error, f"{one.contact.host} port {one.contact.port}", one)
             for one in self._health.contacts
@@ -71,29 +75,34 @@ class Standing:
             self.trouble(trouble, named(self._peers, node, self._context.me))
             for node, trouble in list(self._health.ended.items())[-SHOWN_MAX:]
         ]
-        if silent or gone or refusals:
-            first = next((code_of(line.reason) for line in (*refusals, *silent) if line.reason not in ("", Reason.TIMEOUT)), None)
-            lines = [*refusals, *silent, *gone]
+        if silent or gone or dials:
+            first = next((code_of(line.reason) for line in (*dials, *silent) if line.reason not in ("", Reason.TIMEOUT)), None)
+            lines = [*dials, *silent, *gone, *refused]
             if first is not None and not gone:
-                return because(first, f"no other node is connected: {first.sentence}", lines, next_step=lines[0].next_step)
+                return because(first, f"no other node is connected: {first.sentence}", lines)
             return because(Reason.NO_CONTACT, "no other node is connected, and none that is known answers", lines)
         if self._health.contacts or self._known():
-            return because(Reason.NO_CONTACT, "no other node is connected")
-        return because(Reason.ALONE, "no other node is in the grid as far as this one knows")
+            return because(Reason.NO_CONTACT, "no other node is connected", refused)
+        return because(Reason.ALONE, "no other node is in the grid as far as this one knows", refused)
 
     def _known(self) -> bool:
         return any(True for _ in self._health.dials)
 
-    def _refusals(self) -> list[Because]:
-        """Peers that refuse this node or are refused by it, and those that cannot be dialled: the newest of each."""
+    def _dials(self) -> list[Because]:
+        """Peers that cannot be dialled, or refuse this node: the newest."""
         me, lines = self._context.me, list[Because]()
         for node, trouble in list(self._health.dials.items())[-SHOWN_MAX:]:
             if not self._peers.is_live(node) and not self._is_contact(node):
                 lines.append(self.trouble(trouble, f"{named(self._peers, node, me)} cannot be dialled"))
+        return lines
+
+    def _refused(self) -> list[Because]:
+        """One line with the newest that dialled this node and came to nothing, if there are any."""
+        me, lines = self._context.me, list[Because]()
         for node, trouble in list(self._health.refused.items())[-SHOWN_MAX:]:
             if not self._peers.is_live(node) and node not in self._health.dials:
                 lines.append(self.trouble(trouble, f"{named(self._peers, node, me)} dialled and was not let in"))
-        return lines
+        return [fact("who dialled this node and has no session", lines)] if lines else []
 
     def _is_contact(self, node: NodeKey) -> bool:
         """Whether the first contacts say it already."""

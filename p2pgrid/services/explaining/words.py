@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from p2pgrid.model.ids import short
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES, Reason
 from p2pgrid.services.peers import Peers
 from p2pgrid.wire.faces import Because
 
@@ -14,7 +14,6 @@ LINES_MAX = 20
 """Lines under one reason: what is more is counted."""
 TEXT_MAX = 400
 """Characters of one line that come from a unit."""
-CODES = {reason.value: reason for reason in Reason}
 
 
 def because(reason: Reason, text: str = "", under: Iterable[Because] = (), *, next_step: str | None = None) -> Because:
@@ -73,7 +72,10 @@ def span_text(seconds: float) -> str:
 
 def moment_text(wall_ms: int) -> str:
     """A moment for people, in UTC: two nodes of one grid may stand far apart."""
-    return datetime.fromtimestamp(wall_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    try:
+        return datetime.fromtimestamp(wall_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return "no time that a calendar has"
 
 
 def count_text(count: int, one: str, many: str = "") -> str:

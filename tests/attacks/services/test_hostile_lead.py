@@ -12,7 +12,7 @@ import pytest
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.job import BatchRef, Derive, UnitLimits
 from p2pgrid.model.work import Receipt, UnitRange
-from p2pgrid.services import outbox, working
+from p2pgrid.services import leasing, outbox, working
 from p2pgrid.services.inputs import FILE, VALUE, blob_value, encode_batch
 from p2pgrid.wire.codec import encode
 from p2pgrid.wire.envelope import Signed, open_envelope, seal
@@ -236,8 +236,9 @@ async def test_leads_that_come_and_go_leave_nothing_behind(
 
 
 async def test_nobody_can_lease_units_of_a_job_for_which_nobody_named_it(
-    grid: Grid, enter: Enter, stack: AsyncExitStack, pool: type[InPlacePool]
+    grid: Grid, enter: Enter, stack: AsyncExitStack, pool: type[InPlacePool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(leasing, "PASS_OVER_S", (0.0,))  # Each of its tries is to be heard.
     lead, thief = await a_lead(stack, enter), await a_lead(stack, enter)
     good, bad, me = lead.outsider, thief.outsider, grid[0].context.me
     job, batches = good.job(per_batch=4)

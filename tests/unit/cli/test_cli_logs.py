@@ -110,7 +110,7 @@ def test_a_disk_that_takes_nothing_costs_lines_and_nothing_else(tmp_path: Path) 
         wait_until(lambda: handler.lost == 1)
         folder.mkdir()
         happened("it is back")
-    assert [line["text"] for line in lines(folder / "node.log")] == ["it is back"]
+    assert [line.get("text", line["event"]) for line in lines(folder / "node.log")] == ["it is back", "1 lines were lost"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -119,6 +119,16 @@ def test_a_full_disk_is_survived() -> None:
     handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "one", (), None))
     handler.close()
     assert handler.lost == 1
+
+
+class Taken:
+    """A reader."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
 
 
 class Stuck:
@@ -146,7 +156,9 @@ def test_a_reader_who_does_not_read_holds_up_nobody_and_lines_are_bounded() -> N
     assert handler.lost == 10
     sink.go_on.set()
     handler.close()
-    assert sink.data.count(b"\n") == logs.LINES_MAX + 1
+    *written, last = sink.data.splitlines()
+    assert len(written) == logs.LINES_MAX + 1
+    assert json.loads(last)["event"] == "10 lines were lost"
 
 
 def test_a_line_that_cannot_be_shown_does_not_end_the_log(tmp_path: Path) -> None:
@@ -159,7 +171,120 @@ def test_a_line_that_cannot_be_shown_does_not_end_the_log(tmp_path: Path) -> Non
         said.line(LOG, logging.INFO, said.HAPPENED, reason=Broken(), text="", about=())
         happened()
     assert handler.lost == 1
-    assert [line["reason"] for line in lines(path)] == ["dead"]
+    assert [line.get("reason", line["event"]) for line in lines(path)] == ["dead", "1 lines were lost"]
+
+
+def test_a_call_that_does_not_fit_its_format_fails_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "node.log"
+    with logs.for_node(logging.INFO, path) as handler:
+        handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "%d items of %s", ("three",), None))
+        happened()
+    assert [line["event"] for line in lines(path)] == ["%d items of %s", "happened"]
+
+
+# -- floods -----------------------------------------------------------------------------
+
+
+class Hand:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record_of(event: said.Event, level: int = logging.INFO) -> logging.LogRecord:
+    return logging.LogRecord("x", level, "", 0, said.Line(event.name, {"reason": "full"}), (), None)
+
+
+def shown(records: list[logging.LogRecord]) -> list[str]:
+    return [record.getMessage() for record in records]
+
+
+@pytest.mark.parametrize("event", [said.REFUSED, said.HAPPENED])
+def test_a_flood_of_what_others_cause_is_cut_and_counted(event: said.Event) -> None:
+    clock = Hand()
+    flood = logs.Flood(clock)
+    passed = [record for _ in range(logs.AT_ONCE + 30) for record in flood.through(record_of(event))]
+    assert shown(passed) == [f"{event.name} reason=full"] * logs.AT_ONCE
+    assert flood.counts() == []
+    clock.now += 1.0
+    assert shown(flood.through(record_of(event))) == [f"{event.name}: 30 more were left out", f"{event.name} reason=full"]
+    assert flood.through(record_of(event)) == []
+    clock.now += 1.0
+    assert shown(flood.counts()) == [f"{event.name}: 1 more were left out"]
+    assert not flood.holds()
+    clock.now += 10_000.0
+    assert sum(len(flood.through(record_of(event))) for _ in range(1000)) == logs.AT_ONCE
+
+
+def test_warnings_are_not_drowned_by_what_is_usual() -> None:
+    flood = logs.Flood(Hand())
+    for _ in range(1000):
+        flood.through(record_of(said.HAPPENED))
+    assert len(flood.through(record_of(said.HAPPENED, logging.WARNING))) == 1
+    assert len(flood.through(record_of(said.REFUSED))) == 1
+
+
+def test_what_nobody_else_causes_is_not_limited() -> None:
+    flood = logs.Flood(Hand())
+    assert sum(len(flood.through(record_of(said.BATCH))) for _ in range(1000)) == 1000
+
+
+def test_what_was_left_out_is_told_when_there_is_room_and_nothing_more_is_said() -> None:
+    sink, clock = Taken(), Hand()
+    handler = logs.LateHandler(sink, logs.Formatter(pretty=False), gather_s=0.0, clock=clock)
+    for _ in range(logs.AT_ONCE + 7):
+        handler.handle(record_of(said.REFUSED))
+    clock.now += 1.0
+    wait_until(lambda: b"refused: 7 more were left out" in sink.data)
+    handler.close()
+    assert sink.data.count(b"\n") == logs.AT_ONCE + 1
+
+
+def test_what_was_left_out_is_told_at_the_end() -> None:
+    sink = Taken()
+    handler = logs.LateHandler(sink, logs.Formatter(pretty=False), clock=Hand())
+    for _ in range(logs.AT_ONCE + 7):
+        handler.handle(record_of(said.REFUSED))
+    handler.close()
+    assert json.loads(sink.data.splitlines()[-1])["event"] == "refused: 7 more were left out"
+
+
+def test_a_commands_own_warnings_are_limited_too(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logs._Stderr()
+    for _ in range(logs.AT_ONCE * 3):
+        handler.handle(record_of(said.REFUSED))
+    assert logs.AT_ONCE <= len(capsys.readouterr().err.splitlines()) < logs.AT_ONCE * 2
+
+
+# -- what strangers write ---------------------------------------------------------------
+
+HOSTILE = ("\x1b[2Jgone", "a\x1b]52;c;cm0gLXJm\x07", "one\ntwo", "\x9b31mred")
+
+
+@pytest.mark.parametrize("pretty", [True, False])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_stranger_cannot_steer_the_owners_terminal(text: str, pretty: bool) -> None:
+    formatter = logs.Formatter(pretty=pretty)
+    for message in (said.Line("refused", {"reason": text, "text": text}), said.Line(text, {"about": [text]}), text):
+        line = formatter.format(logging.LogRecord("x", logging.INFO, "", 0, message, (), None))
+        assert line.isprintable()
+        assert text not in line
+
+
+@pytest.mark.parametrize("pretty", [True, False])
+def test_a_traceback_has_its_lines_and_nothing_that_steers(pretty: bool) -> None:
+    try:
+        raise ValueError("\x1b]0;x\x07 \x9b2J")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "it failed", (), sys.exc_info())
+    text = logs.Formatter(pretty=pretty).format(record)
+    assert "ValueError: ?]0;x? ?2J" in text
+    assert text.replace("\n", "").isprintable()
+    assert ("\n" if pretty else "\\n") in text
 
 
 def test_people_get_columns_and_no_json(capfd: pytest.CaptureFixture[str]) -> None:

@@ -167,3 +167,22 @@ def test_a_signal_gives_the_terminal_back(number: signal.Signals) -> None:
         assert termios.tcgetattr(terminal.follower) == terminal.before
     finally:
         terminal.close()
+
+
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on() -> None:
+    terminal = OnTerminal(4)
+    try:
+        terminal.read_until(b"anna")
+        terminal.process.send_signal(signal.SIGTSTP)
+        terminal.read_until(b"\x1b[?1049l")
+        assert os.waitid(os.P_PID, terminal.process.pid, os.WSTOPPED) is not None
+        assert termios.tcgetattr(terminal.follower) == terminal.before
+        terminal.written = b""
+        terminal.process.send_signal(signal.SIGCONT)
+        terminal.read_until(b"\x1b[?1049h")
+        terminal.process.send_signal(signal.SIGTERM)
+        terminal.read_until(b"\x1b[?1049l")
+        assert terminal.process.wait(5) != 0
+        assert termios.tcgetattr(terminal.follower) == terminal.before
+    finally:
+        terminal.close()

@@ -155,6 +155,18 @@ async def test_a_beginning_that_several_have_is_an_error_that_lists_them() -> No
     assert "job.py" in raised.value.hint
 
 
+async def test_names_that_others_chose_are_listed_in_one_printable_line() -> None:
+    class Named(Asked):
+        async def jobs(self) -> list[JobLine]:
+            return [JobLine(job, "\x1b]52;c;eA==\x07\nmine\x9b", "running", 1, 0, 0, 0, 0, 0, "led") for job in (JOB, OTHER)]
+
+    named: Any = Named()
+    with pytest.raises(UsageError) as raised:
+        await explained(named, "aaaa")
+    assert raised.value.hint.isprintable()
+    assert "(?]52;c;eA==??mine?)" in raised.value.hint
+
+
 @pytest.mark.parametrize("text", ["abc", "", "/3"])
 async def test_too_short_a_beginning_is_an_error(text: str) -> None:
     with pytest.raises(UsageError, match="too short"):

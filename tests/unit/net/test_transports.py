@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 import tempfile
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from p2pgrid.errors import ConfigError, UnreachableError, UsageError
+from p2pgrid.errors import ConfigError, RefusedError, UnreachableError, UsageError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.limits import Limits
+from p2pgrid.model.node import Address
 from p2pgrid.model.reasons import Reason
 from p2pgrid.net import certificates
 from p2pgrid.net.inbox import Inbox
 from p2pgrid.net.memory import MemoryNetwork, MemoryTransport
+from p2pgrid.net.messages import Bye, error_of, failure_of
 from p2pgrid.net.sockets import addresses_of, is_numeric
 from p2pgrid.net.tls import TlsTransport
 from p2pgrid.wire.keys import SigningKey
@@ -91,6 +94,29 @@ async def test_each_kind_of_listening_address_can_be_dialled(host: str) -> None:
     await server.close()
     with pytest.raises(UnreachableError):
         await server.accept()
+
+
+async def test_a_name_that_is_not_found_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of such an error is below 0, and no number of the system's errors."""
+
+    async def fail(*args: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", fail)
+    client = TlsTransport(ONE)
+    await client.start()
+    with pytest.raises(UnreachableError, match=r"nobody answers at .*: Name or service not known$"):
+        await client.dial(NodeKey(OTHER.public), [Address("tls", "fe80::1%none", 4000)], 3.0)
+    await client.close()
+
+
+def test_an_error_that_crossed_is_marked_and_its_code_is_no_member_of_the_registry() -> None:
+    """What members of the registry say is of this node."""
+    assert not RefusedError("here", reason=Reason.NO_ROLE).remote
+    for crossed in (failure_of(1, RefusedError("there", reason=Reason.DISK_FULL)), Bye("RefusedError", Reason.DISK_FULL)):
+        error = error_of(crossed)
+        assert error.remote
+        assert (error.reason, isinstance(error.reason, Reason)) == (Reason.DISK_FULL, False)
 
 
 def test_a_cut_holds_bytes_until_it_heals() -> None:

@@ -52,6 +52,12 @@ def test_nonsense_is_not_repeated_to_the_owner() -> None:
     assert heard.note(2.0) == "node mfqwcylb fetches packages, 0 s"
 
 
+def test_nobody_prepares_for_longer_than_the_job_is_led() -> None:
+    heard = Preparations()
+    heard.hear(A, notice(elapsed_s=1e300), 100.0, started_s=40.0)
+    assert heard.note(100.0).endswith(", 60 s")
+
+
 def test_the_table_is_bounded() -> None:
     heard = Preparations()
     for number in range(3 * TOLD_MAX):

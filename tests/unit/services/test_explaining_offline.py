@@ -11,7 +11,7 @@ import pytest
 
 from p2pgrid.core.invites import Invite, invite_text, parse_invite
 from p2pgrid.core.membership import invite
-from p2pgrid.errors import BadDataError, IntegrityError, P2PGridError
+from p2pgrid.errors import BadDataError, IntegrityError, P2PGridError, RefusedError
 from p2pgrid.model.ids import NodeKey
 from p2pgrid.model.membership import Grid
 from p2pgrid.model.reasons import Reason
@@ -120,6 +120,24 @@ def test_an_invite_renews_a_membership_only_near_its_end_and_only_for_longer(hom
         assert memberships.renews(home, known, offered, now_ms) is expected
     founder = msgspec.structs.replace(known, root_seed=b"r" * 32)
     assert not memberships.renews(home, founder, parse_invite(invited(), NOW_MS), NOW_MS)
+
+
+def test_a_renewal_takes_away_no_role_while_the_membership_holds(home: Home) -> None:
+    soon_ms = NOW_MS + DAY_MS
+    joined(home, soon_ms)
+    known = memberships.load(home)
+    assert known is not None
+    key = SigningKey(b"k" * 32)
+    link = invite(ROOT, key.public, ("work",), GRID, NOW_MS + 365 * DAY_MS)
+    less = parse_invite(invite_text(Invite(GRID, (), key.seed(), (link,))), NOW_MS)
+    with pytest.raises(RefusedError, match="store") as raised:
+        memberships.renew(home, known, less, NOW_MS)
+    assert raised.value.reason == Reason.NO_ROLE
+    assert memberships.load(home) == known
+    memberships.renew(home, known, less, soon_ms + 1)
+    renewed = memberships.load(home)
+    assert renewed is not None
+    assert memberships.member_of(home, renewed).roles == {"work"}
 
 
 def test_a_full_disk_comes_before_not_running(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
 from p2pgrid.core import lead as core
-from p2pgrid.model.ids import NodeKey
+from p2pgrid.model.ids import NodeKey, short
 from p2pgrid.model.job import UnitLimits
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.work import DISAGREED, OK, TIMED_OUT, DecisionEntry
 from p2pgrid.node import Node
 from p2pgrid.services import noticing
+from p2pgrid.services.declining import Declining
 from p2pgrid.services.ledjob import LedJob
 from p2pgrid.wire.messages import JobDeclined
 from tests.unit.services.grid_in_process import Grid, InPlacePool, results, submit, until
@@ -103,6 +105,52 @@ async def test_what_is_declined_is_bounded_and_only_registered_codes_count(grid:
         notices.declined(led, bytes([number]) * 32, Reason.NO_WHEEL)
     assert list(led.declined) == [bytes([number]) * 32 for number in (7, 8, 9)]
     assert len(notices._told) <= 4
+
+
+async def test_what_workers_decline_is_told_under_one_code_and_a_few_times_each(grid: Grid) -> None:
+    """Else a worker could make events that pass for this node's own: its full disk, its wrong clock."""
+    node, led = await led_job(grid)
+    for _ in range(2):
+        for reason in Reason:
+            node.leading._noticing.declined(led, b"w" * 32, reason.value)
+    node.leading._noticing.declined(led, b"v" * 32, Reason.DISK_FULL.value)
+    events = [event for event in node.happenings.about(led.id, 1000) if b"w" * 32 in event.about or b"v" * 32 in event.about]
+    assert [event.reason for event in events] == [Reason.DECLINED] * (noticing.DECLINES_TOLD + 1)
+    assert events[-1].text.endswith(f"takes nothing of job {short(led.id)}: {Reason.DISK_FULL.sentence} (disk-full)")
+    assert led.declined[b"v" * 32] == Reason.DISK_FULL
+
+
+async def test_what_was_declined_is_said_again_after_the_lead_was_away_and_once_it_is_there(grid: Grid) -> None:
+    sent, there = list[tuple[bytes, str]](), False
+
+    class Line:
+        def notify(self, peer: NodeKey, method: str, notice: JobDeclined) -> bool:
+            if there:
+                sent.append((peer, notice.reason))
+            return there
+
+    declining = Declining(cast(Any, Line()))
+    one, other = NodeKey(b"1" * 32), NodeKey(b"2" * 32)
+    declining.tell(b"j" * 32, one, Reason.NO_WHEEL)
+    there = True
+    for _ in range(2):
+        declining.tell(b"j" * 32, one, Reason.NO_WHEEL)
+        declining.tell(b"j" * 32, other, Reason.NO_WHEEL)
+    assert sent == [(one, Reason.NO_WHEEL), (other, Reason.NO_WHEEL)], "what did not go out was not told"
+    declining.forget_lead(one)
+    declining.tell(b"j" * 32, one, Reason.NO_WHEEL)
+    declining.tell(b"j" * 32, other, Reason.NO_WHEEL)
+    assert sent[2:] == [(one, Reason.NO_WHEEL)]
+
+
+async def test_a_worker_forgets_what_it_told_a_lead_that_went(grid: Grid) -> None:
+    lead, worker = await grid.add(), await grid.add(cores=1, native=False)
+    _, job = await submit(grid, lead, [1])
+    led = lead.leading.jobs[job]
+    await until(lambda: led.declined, "it declined")
+    assert worker.working._declining._told
+    await grid.close(lead)
+    await until(lambda: not worker.working._declining._told, "it would say it again")
 
 
 async def test_who_was_not_invited_declines_nothing(grid: Grid) -> None:

@@ -163,8 +163,9 @@ async def test_a_worker_that_declines_is_heard_once_and_told_with_its_reason(gri
     for _ in range(3):
         lead.leading._invite(led, [worker.context.me])
     await explained(channel, job)
-    events = [event for event in lead.happenings.about(job, 50) if event.reason == Reason.NATIVE_REFUSED]
+    events = [event for event in lead.happenings.about(job, 50) if event.reason == Reason.DECLINED]
     assert len(events) == 1
+    assert events[0].text.endswith("(native-refused)")
     assert set(events[0].about) == {job, worker.context.me}
 
 

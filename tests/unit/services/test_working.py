@@ -125,6 +125,24 @@ async def test_a_new_lead_of_a_known_job_shows_its_chain_and_only_then_counts(wo
     assert world.working._known[job.id].epoch == 2
 
 
+async def test_a_lead_whose_leases_never_fit_is_asked_ever_less(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lease that is given back costs the lead a signed grant: a worker that cannot take any must not come back every time."""
+    monkeypatch.setattr(leasing, "PASS_OVER_S", (0.0, 60.0))
+    lead, other = world.party(), world.party()
+    job, _ = world.job()
+    foreign = world.grant(job, other, WHOLE).raw
+    chain = (world.keepers(job, lead, other).raw,)
+    for round_ in (1, 2):
+        lead.replies = [PullReply(False, foreign, job.raw, chain)]
+        world.invite(job, lead)
+        await until(lambda count=round_: len(lead.returned) == count, "it gave it back")  # type: ignore[misc]
+    asked = len(lead.pulls)
+    world.invite(job, lead)
+    await world.settle()
+    assert len(lead.pulls) == asked
+    assert set(world.told) == {Reason.BAD_GRANT}
+
+
 async def test_the_sets_remembered_of_a_job_are_bounded(world: WorkerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "SETS_MAX", 5)
     lead = world.party()

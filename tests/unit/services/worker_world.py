@@ -163,10 +163,11 @@ class WorkerWorld:
     async def call(self, peer: NodeKey, method: str, request: Any, reply: type, *, timeout_s: float | None = None) -> Any:
         return await self.parties[peer].answer(method, request)
 
-    def notify(self, peer: NodeKey, method: str, message: Any) -> None:
+    def notify(self, peer: NodeKey, method: str, message: Any) -> bool:
         assert method in ("job.returned", "job.declined")
         party = self.parties[peer]
         (party.returned if method == "job.returned" else party.declined).append(message)
+        return True
 
     async def session(self, peer: NodeKey) -> Any:
         if self.parties[peer].away:
