@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -16,6 +17,10 @@ settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile("house")
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and all they start: some send it on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+os.environ.pop("COLUMNS", None)
+"""Processes of pytest-xdist are told a width; what tests print has the one that they say."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -64,7 +64,8 @@ async def test_results_larger_than_one_push_reach_the_keepers_whole(grid: Grid, 
     led = grid[1].leading.jobs[job]
     for keeper in named(led).keepers:
         node = next(node for node in grid.nodes if node.context.me == keeper)
-        assert set(node.keeping.jobs[job].payload_at) == set(led.kept.payload_at)
+        # The results are out as soon as they are on one disk; the keepers have them a moment later.
+        await until(lambda log=node.keeping.jobs[job]: set(log.payload_at) == set(led.kept.payload_at), "it has all of them")  # type: ignore[misc]
     await grid.close(grid[1])
     read, outcome = await results(await grid.channel(grid[2]), job)
     assert read == values
