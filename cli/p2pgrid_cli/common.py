@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from p2pgrid.errors import P2PGridError, UsageError
+from p2pgrid_cli.aside import aside
+from p2pgrid_cli.interrupts import raise_them
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,6 +65,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         from uvloop import new_event_loop
 
         new_loop = new_event_loop
+    raise_them()
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(work)
 
@@ -131,8 +134,9 @@ def say(text: str) -> None:
     """A message for people, on stderr. Others may have written parts of it: only what can be printed reaches the terminal."""
     from p2pgrid.logs import sayable
 
-    sys.stderr.write(sayable(text, keep="\n") + "\n")
-    sys.stderr.flush()
+    with aside():
+        sys.stderr.write(sayable(text, keep="\n") + "\n")
+        sys.stderr.flush()
 
 
 def print_line(text: str) -> None:

@@ -28,6 +28,7 @@ import msgspec
 
 from p2pgrid.errors import P2PGridError, UsageError
 from p2pgrid.logs import HAPPENED, MESSAGE_MAX, REFUSED, Line, clean_text
+from p2pgrid_cli.aside import aside
 
 Fields = MutableMapping[str, Any]
 _log = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ class StderrSink:
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[os.write(2, view) :]
+        with aside():
+            while view:
+                view = view[os.write(2, view) :]
 
 
 class FileSink:
@@ -302,8 +304,9 @@ class _Stderr(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        for wanted in self._flood.through(record):
-            super().emit(wanted)
+        with aside():
+            for wanted in self._flood.through(record):
+                super().emit(wanted)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - named by the standard library
         return

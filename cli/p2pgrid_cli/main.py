@@ -7,27 +7,23 @@ Hardly anything is imported before :func:`main` runs, so that Ctrl-C finds someb
 from __future__ import annotations
 
 import os
-import signal
 import sys
+
+from p2pgrid_cli.interrupts import INTERRUPTED, end_at_once
 
 TYPE_CHECKING = False  # As in typing, which takes longer to import than all that is needed here.
 if TYPE_CHECKING:
-    from types import FrameType
-
     import click
-
-INTERRUPTED = 130
-STOPPED = b"stopped\n"
 
 
 def main() -> None:
     """Run one command, and turn errors into a line, a hint and an exit code."""
-    ours = _end_at_once()
+    end_at_once()
     from p2pgrid.errors import P2PGridError
     from p2pgrid_cli import exits
 
     try:
-        _run(sys.argv[1:], ours)
+        _run(sys.argv[1:])
         _flush()
         sys.exit(exits.OK)
     except P2PGridError as error:
@@ -48,8 +44,8 @@ def main() -> None:
         sys.exit(exits.BUG)
 
 
-def _run(words: list[str], ours: bool) -> None:
-    """Parse and run. From the moment when the words are understood Ctrl-C is an exception, if it is ``ours``."""
+def _run(words: list[str]) -> None:
+    """Parse and run. The command says from when on Ctrl-C is an exception."""
     from p2pgrid_cli import catalog, exits
 
     plain = catalog.is_plain(words)
@@ -67,8 +63,6 @@ def _run(words: list[str], ours: bool) -> None:
 
             sys.exit(respond(instruction))
         context = program.program.make_context(catalog.PROGRAM, words)
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         with context:
             program.program.invoke(context)
     except click.UsageError as error:
@@ -79,24 +73,6 @@ def _run(words: list[str], ours: bool) -> None:
             _drop_output()
         _flush()
         sys.exit(error.exit_code)
-
-
-def _end_at_once() -> bool:
-    """While modules are imported, Ctrl-C ends the process: nothing is to be put in order yet, and an import that is cut short
-    leaves messages. False where Ctrl-C is ignored or somebody else's.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, STOPPED)
-        os._exit(INTERRUPTED)
-
-    try:
-        signal.signal(signal.SIGINT, end)
-    except ValueError:
-        return False  # Not the main thread: nobody interrupts it.
-    return True
 
 
 def _version() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,19 +16,25 @@ from p2pgrid_cli import exits
 from p2pgrid_cli import joinoptions as options
 from p2pgrid_cli.common import HomeOption, home_of, print_line, run_async, say, wall_ms, with_channel
 from p2pgrid_cli.completion import complete_role
+from p2pgrid_cli.interrupts import raise_them
 
 if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
     from p2pgrid.client.channel import Channel
-    from p2pgrid.node import Node
+    from p2pgrid.node import Node, NodeConfig
     from p2pgrid.services.membership import HomeMembership
     from p2pgrid.store.home import Home
     from p2pgrid_cli.settings import Settings
 
 DETACH_S = 60.0
+GONE_S = 5.0
 LEAVE_S = 60.0
 WITHIN_S = 25.0
 LOOK_S = 0.02
 READY = "ready: "
+STARTING = "starting the node, and meeting the grid"
 DAYS = 365.0
 ROLE_HELP = "Role to grant, repeatable: work, store, submit, native, invite. Default: the first four."
 
@@ -89,7 +96,6 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int, le
     """Run the node until it is to stop; whether that was Ctrl-C. ``for_owner``: it serves one command of whoever started it."""
     from p2pgrid.services import membership as memberships
     from p2pgrid_cli.ending import noted
-    from p2pgrid_cli.hosting import running_node
     from p2pgrid_cli.settings import config_of, load, save, saved
 
     home.prepare()
@@ -102,7 +108,7 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int, le
             membership = _membership(home, before, invite)
             entered = False
             try:
-                async with running_node(home, membership, config) as node:
+                async with _started(home, membership, config, quiet=for_owner) as node:
                     entered = ending.started = True
                     save(home, said)
                     _greet(node, membership)
@@ -117,6 +123,19 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int, le
                 raise
     finally:
         home.close()
+
+
+@asynccontextmanager
+async def _started(home: Home, membership: HomeMembership, config: NodeConfig, *, quiet: bool) -> AsyncIterator[Node]:
+    """The node of a home, once it is ready; until then a line on the terminal says what is waited for, unless ``quiet``."""
+    from p2pgrid_cli.hosting import running_node
+    from p2pgrid_cli.progress import Progress
+
+    with Progress(live=False if quiet else None) as progress:
+        progress.step(STARTING)
+        async with running_node(home, membership, config) as node:
+            progress.stop()
+            yield node
 
 
 def _membership(home: Home, known: HomeMembership | None, invite: str | None) -> HomeMembership:
@@ -206,7 +225,7 @@ def _detach(home: Home) -> None:
     """Start the same command as a process of its own, and wait until it is ready or has failed."""
     import subprocess
 
-    from p2pgrid_cli.progress import Progress
+    import p2pgrid_cli.progress  # noqa: F401 - while Ctrl-C still ends the process
 
     home.prepare()
     running = home.running()
@@ -215,6 +234,7 @@ def _detach(home: Home) -> None:
     # What it says for people goes into a file of this start; its log has one of its own.
     arguments = [*[argument for argument in sys.argv[1:] if argument != "--detach"], "--log-file", str(home.folder / "node.log")]
     said_path = home.folder / "output.log"
+    raise_them()
     with open(os.open(said_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), "wb") as output:
         environment = {**os.environ, "P2PGRID_HOME": str(home.folder)}
         process = subprocess.Popen(
@@ -225,9 +245,24 @@ def _detach(home: Home) -> None:
             start_new_session=True,
             env=environment,
         )
+    try:
+        _until_ready(process, said_path)
+    except KeyboardInterrupt:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GONE_S)
+        raise
+
+
+def _until_ready(process: subprocess.Popen[bytes], said_path: Path) -> None:
+    """Wait until a node says that it is ready, and show what it said; if it ends first, end as it did."""
+    import subprocess
+
+    from p2pgrid_cli.progress import Progress
+
     deadline = time.monotonic() + DETACH_S
     with Progress() as progress:
-        progress.step("starting the node, and meeting the grid")
+        progress.step(STARTING)
         while time.monotonic() < deadline:
             code: int | None = None
             with suppress(subprocess.TimeoutExpired):
@@ -258,11 +293,15 @@ async def _left(channel: Channel, home: Home) -> None:
     """Tell the node to stop, and wait until it has let go of its home, at most ``LEAVE_S``."""
     import asyncio
 
-    await channel.leave()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LEAVE_S):
-            while home.running() is not None:  # noqa: ASYNC110 - the lock of another process gives no sign
-                await asyncio.sleep(LOOK_S)
+    from p2pgrid_cli.progress import Progress
+
+    with Progress() as progress:
+        progress.step("leaving: jobs and copies go to others")
+        await channel.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                while home.running() is not None:  # noqa: ASYNC110 - the lock of another process gives no sign
+                    await asyncio.sleep(LOOK_S)
 
 
 def invite(

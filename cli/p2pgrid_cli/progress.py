@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from p2pgrid_cli.aside import shows, shows_no_more
 from p2pgrid_cli.common import say
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class StatusLine:
 
     def start(self) -> None:
         if self._live:
+            shows(self.aside)
             self._thread = threading.Thread(target=self._draw_often, name="progress", daemon=True)
             self._thread.start()
 
@@ -122,6 +124,7 @@ class StatusLine:
             self._thread.join(2.0)
         with self._lock:
             self._clear()
+        shows_no_more(self.aside)
 
     def show(self, status: Status) -> None:
         """From now on this is done. The rate and the time left are found here unless they are given."""
@@ -198,8 +201,9 @@ def _glyphs() -> Glyphs:
 class Progress:
     """Use as a context manager; every method is harmless without a terminal."""
 
-    def __init__(self) -> None:
-        self._line = StatusLine()
+    def __init__(self, *, live: bool | None = None) -> None:
+        """``live``: whether there is a terminal to show it on; None: that of stderr, if it is one."""
+        self._line = StatusLine(live=live)
         self._said = ""
         self.job: JobId | None = None
 
@@ -227,8 +231,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
-        with self._line.aside():
-            say(text)
+        say(text)
 
     def step(self, text: str) -> None:
         """What is being done now, where nothing can be counted."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from p2pgrid.errors import BadDataError, UnreachableError, UsageError
+from p2pgrid.errors import BadDataError, P2PGridError, RefusedError, UnreachableError, UsageError
 from p2pgrid.model.sizes import parse_size
 from p2pgrid_cli import exits
 from p2pgrid_cli.common import HomeOption, JsonOption, beside, home_of, print_document, print_line, run_async, say, wall_ms
 from p2pgrid_cli.completion import complete_runtime, complete_script
 from p2pgrid_cli.grouping import GroupedCommand
+from p2pgrid_cli.interrupts import raise_them
 
 if TYPE_CHECKING:
     from p2pgrid.client.channel import Channel
@@ -34,6 +35,8 @@ WASM_MAGIC = b"\0asm\1\0\0\0"
 STDIN = "-"
 """In the place of all items: they are the lines of stdin, read to its end."""
 CANCEL_S = 5.0
+TAKEN_S = (0.05, 0.1, 0.2, 0.4)
+"""A node that is taking a job is asked to cancel it again after these times."""
 WHERE, EACH_UNIT = "Where it runs", "Each unit"
 """Groups of options."""
 
@@ -235,6 +238,7 @@ def _start_local(nodes: int, quorum: int) -> LocalNodes:
     from p2pgrid_cli.localgrid import LocalNodes
 
     _check_quorum(quorum, nodes)
+    raise_them()
     return LocalNodes(nodes)
 
 
@@ -290,7 +294,6 @@ def _read(builder: JobBuilder, request: Request, progress: Progress) -> Plan:
 
 def _build(builder: JobBuilder, request: Request) -> Plan:
     from p2pgrid.client.jobs import items_of
-    from p2pgrid.errors import P2PGridError
 
     if request.command:
         return builder.command(request.command, request.items)
@@ -382,6 +385,9 @@ def _show_detached(job: JobId, keepers: int, as_json: bool) -> None:
 
 async def submit(channel: Channel, plan: Plan, progress: Any, *, detach: bool) -> tuple[JobId, int]:
     """Put what the job needs into the store, sign it, and hand it over; with ``detach`` until others have all of it."""
+    import asyncio
+
+    from p2pgrid.model.ids import JobId
     from p2pgrid.wire.envelope import seal
 
     for number, path in enumerate(plan.files.values()):
@@ -391,9 +397,37 @@ async def submit(channel: Channel, plan: Plan, progress: Any, *, detach: bool) -
         await channel.put_bytes(content, replicas=1, expires_ms=plan.job.expires_ms)
     signed = seal(plan.job, channel.submitter, channel.grid.id)
     progress.step("handing the job to its keepers" if detach else "handing the job over")
-    job, keepers = await channel.submit(signed.raw, plan.batches, follow=not detach, detach=detach)
+    try:
+        job, keepers = await channel.submit(signed.raw, plan.batches, follow=not detach, detach=detach)
+    except asyncio.CancelledError:
+        await _take_back(channel, JobId(signed.id), progress)
+        raise
     progress.submitted(job, plan.job.map_units)
     return job, keepers
+
+
+async def _take_back(channel: Channel, job: JobId, progress: Any) -> None:
+    """Cancel a job that Ctrl-C is meant for. The node may be just taking it, and knows it a moment later."""
+    import asyncio
+
+    from p2pgrid.model.reasons import Reason
+
+    progress.stop()
+    try:
+        async with asyncio.timeout(CANCEL_S):
+            for pause_s in TAKEN_S:
+                try:
+                    await channel.cancel(job)
+                except RefusedError as error:
+                    if error.reason != Reason.UNKNOWN_JOB:
+                        raise
+                    await asyncio.sleep(pause_s)
+                else:
+                    return
+    except TimeoutError:
+        say("the job could not be cancelled in time")
+    except P2PGridError as error:
+        say(f"the job could not be cancelled: {error.message}")
 
 
 async def _follow(channel: Channel, job: JobId, request: Request, output: Path | None, as_json: bool, progress: Any, stays: bool) -> int:
@@ -415,10 +449,5 @@ async def _follow(channel: Channel, job: JobId, request: Request, output: Path |
         hint = f"the grid may go on; read it later with: p2pgrid results {to_text(job)}"
         raise UnreachableError(error.message, reason=error.reason, hint=hint) from error
     except asyncio.CancelledError:
-        progress.stop()
-        try:
-            async with asyncio.timeout(CANCEL_S):
-                await channel.cancel(job)
-        except TimeoutError:
-            say("the job could not be cancelled in time")
+        await _take_back(channel, job, progress)
         raise

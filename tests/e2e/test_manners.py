@@ -434,6 +434,26 @@ def test_ctrl_c_at_any_moment_ends_the_command_and_leaves_nothing_behind(name: s
     problems = [problem for one in ended for problem in _problems(name, one)]
     assert not problems, "\n".join(problems)
     assert sum(one.was_running for one in ended) >= 4, "the command is over too early to be interrupted"
+    running = {line["job"] for line in place.member.document("jobs")["jobs"] if line["state"] == "running"}
+    assert running <= {slow}, "a command that was stopped leaves nothing behind in the grid either"
+
+
+@pytest.mark.parametrize("moment_s", [0.3, 0.5])
+def test_ctrl_c_ends_the_node_that_was_being_started(moment_s: float, place: Place) -> None:
+    mark, folder = uuid.uuid4().hex[:12], place.folder / f"detached-{moment_s}"
+    words = ["join", "--detach", "--home", str(folder), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        [*PROGRAM, *words], stderr=subprocess.PIPE, text=True, env=environment() | {MARK: mark}, start_new_session=True
+    )
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(moment_s)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    if process.returncode == 0:  # It was ready before.
+        assert place.member.run("leave", "--home", str(folder)).returncode == 0
+    else:
+        assert process.returncode == 130, said
+        until(lambda: not _left(mark, {}), "no node is left")
 
 
 def _interrupt(name: str, place: Place, slow: str, moment_s: float) -> Interrupted:
@@ -476,6 +496,7 @@ def _interrupt(name: str, place: Place, slow: str, moment_s: float) -> Interrupt
         return Interrupted(moment_s, code, (folder / "stderr").read_text(errors="replace"), was_running, took_s, left, files)
     finally:
         process.kill()
+        process.wait()
         errors.close()
         if process.stdout is not None:
             process.stdout.close()
@@ -495,6 +516,8 @@ def _problems(name: str, one: Interrupted) -> list[str]:
         found.append(f"exit code {one.code}")
     if not early and ("Traceback" in one.said or "Exception ignored" in one.said):
         found.append("a traceback")
+    if "Warning" in one.said or "this is a bug" in one.said:
+        found.append("what is for developers only")
     if one.left:
         found.append(f"processes: {one.left}")
     if one.files:

@@ -39,7 +39,7 @@ def test_errors_leave_the_program_as_text(error: Exception, capsys: pytest.Captu
         raise error
 
     monkeypatch.setattr(main, "_run", fail)
-    monkeypatch.setattr(main, "_end_at_once", lambda: False)
+    monkeypatch.setattr(main, "end_at_once", lambda: None)
     monkeypatch.delenv("P2PGRID_TRACEBACK", raising=False)
     with pytest.raises(SystemExit):
         main.main()

@@ -73,7 +73,7 @@ def test_the_line_is_never_wider_than_it_may_be(status: Status, width: int) -> N
 
 SCRIPT = """
 import time
-from p2pgrid_cli import progress
+from p2pgrid_cli import common, logs, progress
 progress.DRAW_S = progress.AFTER_S = 0.01
 with progress.Progress() as shown:
     shown.step("a step with a name that is longer than the sixty columns of this small terminal are, by far")
@@ -85,6 +85,10 @@ with progress.Progress() as shown:
             with shown.aside():
                 print("a value", flush=True)
     shown.note("a note")
+    time.sleep(0.05)
+    logs.StderrSink().write(b"a line of the log\\n")
+    time.sleep(0.05)
+    common.say("a message")
     time.sleep(0.05)
 with progress.TransferProgress() as moved:
     for number in range(20):
@@ -126,16 +130,16 @@ def test_on_a_terminal_the_line_neither_wraps_nor_stays() -> None:
     assert max(map(width_of, drawn)) < 60
     # What stays is what was printed, each in a line of its own.
     screen = [re.split(r"\r(?!\r|$)", row.rstrip("\r"))[-1].replace("\x1b[K", "") for row in written.split("\n")]
-    assert [row for row in screen if row] == ["a value", "a note", "end"]
+    assert [row for row in screen if row] == ["a value", "a note", "a line of the log", "a message", "end"]
 
 
 def test_a_terminal_that_only_prints_gets_no_line() -> None:
-    assert on_a_terminal(60, term="dumb").replace("\r", "") == "a value\na note\nend\n"
+    assert on_a_terminal(60, term="dumb").replace("\r", "") == "a value\na note\na line of the log\na message\nend\n"
 
 
 def test_nothing_goes_into_a_pipe() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=20, check=True)
-    assert (done.stdout, done.stderr) == ("a value\nend\n", "a note\n")
+    assert (done.stdout, done.stderr) == ("a value\nend\n", "a note\na line of the log\na message\n")
 
 
 def test_what_a_job_waits_for_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
