@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+import msgspec
+
+from p2pgrid.model.ids import short
 from p2pgrid.wire.owner import EventLine, Snapshot
 from p2pgrid_cli.dashboard.lines import GAP, Line, Part, clock, cut, cut_line, padded, printable, width_of, wrapped
 from p2pgrid_cli.dashboard.view import View
 
 REASON_MOST = 20
 TEXT_CELLS = 400
+NAME_CELLS = 20
 CLOCK_CELLS = 8
 LINES_MOST = 4
 """Of one event."""
 WHOLE_FROM = 7
 """With so many lines, texts are not cut to one."""
+
+
+def told(snapshot: Snapshot) -> tuple[EventLine, ...]:
+    """What happened, with names before the ids of those peers and jobs that have one: people know names."""
+    wanted = {key for event in snapshot.events for key in event.about}
+    if not wanted:
+        return snapshot.events
+    names = {peer.node: peer.info.name for peer in snapshot.peers if peer.node in wanted}
+    names |= {job.job: job.name for job in snapshot.jobs if job.job in wanted}
+    return tuple(_named(event, names) for event in snapshot.events)
+
+
+def _named(event: EventLine, names: dict[bytes, str]) -> EventLine:
+    known = {short(key): printable(name, NAME_CELLS) for key in event.about if key and (name := names.get(key))}
+    if not known:
+        return event
+    # In one pass, so that a name that looks like an id is left alone; an id in brackets has its name before it.
+    ids = re.compile(rf"(?<![\w(])(?:{'|'.join(known)})(?!\w)")
+    return msgspec.structs.replace(event, text=ids.sub(lambda found: f"{known[found[0]]} ({found[0]})", event.text))
 
 
 def event_lines(events: Sequence[EventLine], view: View, width: int, rows: int = 0) -> list[Line]:
@@ -54,4 +78,4 @@ def _block(event: EventLine, view: View, width: int, room: int, lines_max: int) 
 
 def events_about(snapshot: Snapshot, key: bytes) -> list[EventLine]:
     """Those that name an id."""
-    return [event for event in snapshot.events if key in event.about]
+    return [event for event in told(snapshot) if key in event.about]

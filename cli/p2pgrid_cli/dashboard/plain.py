@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2pgrid.wire.owner import Snapshot
 from p2pgrid_cli.dashboard.columns import Table
-from p2pgrid_cli.dashboard.events import event_lines
+from p2pgrid_cli.dashboard.events import event_lines, told
 from p2pgrid_cli.dashboard.header import dht_line, header
 from p2pgrid_cli.dashboard.jobs import jobs_table, jobs_title
 from p2pgrid_cli.dashboard.lines import Line, Part, cut_line
@@ -28,7 +28,7 @@ def plain(snapshot: Snapshot, view: View, width: int) -> list[Line]:
     lines += _section(peers_title(snapshot), peers_table(peers, snapshot, view, width), "no peers")
     lines += _section(jobs_title(snapshot), jobs_table(jobs, view, width), NO_JOBS)
     lines.append((Part("events", "bold"),))
-    lines += event_lines(snapshot.events, view, width) or [(Part("none yet", "dim"),)]
+    lines += event_lines(told(snapshot), view, width) or [(Part("none yet", "dim"),)]
     return [cut_line(line, width, view.glyphs.ellipsis) for line in lines]
 
 

@@ -9,7 +9,7 @@ from p2pgrid.wire.faces import JobPicture
 from p2pgrid.wire.owner import Snapshot
 from p2pgrid_cli.dashboard.columns import Table
 from p2pgrid_cli.dashboard.detail import job_detail, peer_detail
-from p2pgrid_cli.dashboard.events import event_lines
+from p2pgrid_cli.dashboard.events import event_lines, told
 from p2pgrid_cli.dashboard.header import dht_line, header
 from p2pgrid_cli.dashboard.help import help_lines
 from p2pgrid_cli.dashboard.jobs import jobs_table, jobs_title
@@ -102,8 +102,9 @@ def _tables(snapshot: Snapshot, view: View, width: int, room: int) -> list[Line]
     peers, jobs = peers_shown(snapshot, view.sort, view.filter_peers), jobs_shown(snapshot, view.filter_jobs)
     # Roomy: a title and names of columns for both tables, a title for the events.
     free = room - (5 if roomy else 2)
-    told = len(event_lines(snapshot.events, view, width, max(1, free))) if snapshot.events else 0
-    rows = share_rows(free, max(1, len(peers)), len(jobs), told, view.focus)
+    events = told(snapshot)
+    wanted = len(event_lines(events, view, width, max(1, free))) if events else 0
+    rows = share_rows(free, max(1, len(peers)), len(jobs), wanted, view.focus)
     chosen = next((index for index, line in enumerate(peers) if line.node == view.peer), 0)
     first, seen = window(peers, rows.peers, chosen)
     name = "" if roomy else peers_title(snapshot).partition(" live")[0]
@@ -117,7 +118,7 @@ def _tables(snapshot: Snapshot, view: View, width: int, room: int) -> list[Line]
     nothing = f"no job matches '{view.filter_jobs}'" if view.filter_jobs else NO_JOBS
     lines += _marked(made, [job.job for job in shown], JOBS, view, width, nothing)
     lines += [_rule("events", view, width)] if roomy else []
-    return lines + (event_lines(snapshot.events, view, width, rows.events) if rows.events else [])
+    return lines + (event_lines(events, view, width, rows.events) if rows.events else [])
 
 
 def _marked(made: Table, keys: Sequence[bytes], focus: str, view: View, width: int, nothing: str) -> list[Line]:

@@ -3,7 +3,7 @@
 1. Workers are ``python -m p2pgrid.testing.batches.batch``: a line (scenario, seed) goes in, a line with its verdict comes out.
    What the simulated code prints goes to stderr, whose end is shown when the process dies.
 2. A seed has a bound of wall time; past it its process is killed and the seed has failed as ``stuck``.
-3. ``twice``: a second process, with another PYTHONHASHSEED and another history of seeds behind it, runs each
+3. ``twice``: a second process, with another PYTHONHASHSEED and another history of seeds behind it, runs the
    seed too, and both traces must have one hash.
 4. Verdicts are handed over in the order of the runs, whichever ends first.
 """
@@ -52,12 +52,13 @@ Engine = Callable[[GridScenario, int], Verdict]
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One seed of one scenario file, with its bound of wall time in seconds."""
+    """One seed of one scenario file, with its bound of wall time in seconds; ``twice``: in two processes."""
 
     path: str
     name: str
     seed: int
     wall_s: float = WALL_S["whole"]
+    twice: bool = False
 
 
 class Ran(msgspec.Struct, frozen=True):
@@ -68,10 +69,11 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class PlannedRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of a batch file: ``scenario`` relative to that file, ``seeds`` the first and the last."""
+    """A line of a batch file: ``scenario`` relative to that file, ``seeds`` the first and the last; so many of them run ``twice``."""
 
     scenario: str
     seeds: tuple[int, int]
+    twice: int = 0
 
 
 class BatchPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,7 +124,8 @@ def read_plan(path: Path, *, wall_s: float | None = None) -> tuple[list[Run], bo
         if first > last:
             raise BadDataError(f"'{path}': seeds of {line.scenario} end before they begin")
         # Lexically, so that the command that repeats a seed reads well.
-        runs += runs_of([Path(os.path.normpath(path.parent / line.scenario))], range(first, last + 1), wall_s=wall_s)
+        found = runs_of([Path(os.path.normpath(path.parent / line.scenario))], range(first, last + 1), wall_s=wall_s)
+        runs += [msgspec.structs.replace(run, twice=number < line.twice) for number, run in enumerate(found)]
     return runs, plan.coverage
 
 
@@ -135,12 +138,14 @@ async def run_batch(
     on_done: Callable[[int], None] = lambda done: None,
     on_verdict: Callable[[Ran], None] = lambda ran: None,
 ) -> list[Ran]:
-    """Run all of them, ``jobs`` at a time (0: one for each core).
+    """Run all of them, ``jobs`` at a time (0: one for each core). ``twice``: each of them, not only those that say so.
 
     ``on_done`` is told how many have ended whenever one ends, ``on_verdict`` each outcome in the order of ``runs``.
     Cancelling it kills every process it started.
     """
-    batch = _Batch(runs, twice, engine or ENGINE, on_done)
+    if twice:
+        runs = [msgspec.structs.replace(run, twice=True) for run in runs]
+    batch = _Batch(runs, engine or ENGINE, on_done)
     try:
         return await batch.run(min(jobs or cores(), len(runs)), on_verdict)
     finally:
@@ -155,8 +160,8 @@ def cores() -> int:
 class _Batch:
     """Owns the tasks that feed the processes, one task for each place in which a seed can run."""
 
-    def __init__(self, runs: Sequence[Run], twice: bool, engine: str, on_done: Callable[[int], None]) -> None:
-        self._roles = 2 if twice else 1
+    def __init__(self, runs: Sequence[Run], engine: str, on_done: Callable[[int], None]) -> None:
+        self._roles = 2 if any(run.twice for run in runs) else 1
         self._engine, self._on_done = engine, on_done
         self._folder = Path(tempfile.mkdtemp(prefix="p2pgrid-batch-"))
         self._results: list[asyncio.Future[Ran]] = [asyncio.get_running_loop().create_future() for _ in runs]
@@ -183,7 +188,7 @@ class _Batch:
             run, future = self._queue.popleft()
             try:
                 ran = await workers[0].ask(run)
-                for second in workers[1:]:
+                for second in workers[1:] if run.twice else ():
                     ran = compared(ran, await second.ask(run))
             except Exception as error:  # noqa: BLE001 - raised where the result is waited for
                 future.set_exception(error)

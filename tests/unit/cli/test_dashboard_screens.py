@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bench.snapshots import LAPTOP, LOST, ME, WALL_MS, busy, crowd, key
+from p2pgrid.model.ids import short
 from p2pgrid.model.node import Address, NodeInfo, Offer
 from p2pgrid.wire.faces import DhtHealth, FailureLine, JobPicture, Pulse, Straggler, WorkerShare
 from p2pgrid.wire.messages import NodeStatus
 from p2pgrid.wire.owner import EventLine, JobLine, PeerLine, Snapshot
 from p2pgrid_cli.dashboard import lines
-from p2pgrid_cli.dashboard.events import event_lines
+from p2pgrid_cli.dashboard.events import event_lines, told
 from p2pgrid_cli.dashboard.lines import ASCII, Line, Part, line_width
 from p2pgrid_cli.dashboard.plain import plain_text
 from p2pgrid_cli.dashboard.screen import screen, share_rows, window
@@ -196,6 +197,9 @@ PULSES = st.builds(
 HEALTH = st.none() | st.builds(DhtHealth, st.booleans(), SMALL, COUNTS, COUNTS, SMALL, SECONDS, SECONDS)
 
 
+EVENTS = st.builds(EventLine, COUNTS, TEXTS, TEXTS, st.lists(st.sampled_from([ME, LOST, b""]), max_size=2).map(tuple))
+
+
 def few(strategy: Any) -> Any:
     return st.lists(strategy, max_size=5).map(tuple)
 
@@ -208,7 +212,7 @@ def few(strategy: Any) -> Any:
             peers=peers, jobs=jobs, events=events, pulses=pulses, dht=dht, reach=reach,
             status=replace(busy().status, status=status, info=replace(busy().status.info, offer=offer), name=reach, grid=reach),
         ),
-        few(PEER_LINES), few(JOB_LINES), few(st.builds(EventLine, COUNTS, TEXTS, TEXTS)), few(PULSES), HEALTH, TEXTS, OFFERS, STATUSES,
+        few(PEER_LINES), few(JOB_LINES), few(EVENTS), few(PULSES), HEALTH, TEXTS, OFFERS, STATUSES,
     ),
     st.integers(40, 220),
     st.integers(8, 60),
@@ -257,6 +261,31 @@ def test_events_have_their_whole_text_where_there_are_lines_enough() -> None:
     few_rows = event_lines(said, View(), 60, 4)
     assert (len(few_rows), few_rows[-1][-1].text) == (4, "  gzip -9kc {} is done?[5m")
     assert few_rows[0][-1].text.endswith("…") or few_rows[1][-1].text.endswith("…")
+
+
+def test_events_call_peers_and_jobs_by_their_names() -> None:
+    base = busy()
+    job, name = base.jobs[0].job, base.jobs[0].name
+    texts = [
+        f"{short(LOST)} went away with 20 units of job {short(job)}: others get them",
+        f"attic ({short(LOST)}) has it",
+        f"blob x{short(LOST)} is none of its",
+    ]
+    events = told(replace(base, events=tuple(EventLine(0, "", text, (LOST, job, key(99))) for text in texts)))
+    assert [event.text for event in events] == [
+        f"attic ({short(LOST)}) went away with 20 units of job {name} ({short(job)}): others get them",
+        f"attic ({short(LOST)}) has it",
+        f"blob x{short(LOST)} is none of its",
+    ]
+
+
+def test_a_name_that_is_an_id_is_not_taken_for_one() -> None:
+    base = busy()
+    lost = next(peer for peer in base.peers if peer.node == LOST)
+    liar = replace(lost, info=replace(lost.info, name=short(ME)))
+    peers = tuple(liar if peer.node == LOST else peer for peer in base.peers)
+    event = EventLine(0, "", f"{short(LOST)} and {short(ME)} differ", (LOST, ME))
+    assert told(replace(base, peers=peers, events=(event,)))[0].text == f"{short(ME)} ({short(LOST)}) and desk ({short(ME)}) differ"
 
 
 def test_names_of_others_are_made_harmless() -> None:

@@ -98,6 +98,13 @@ def test_a_seed_past_its_bound_is_stuck_and_its_process_killed(scenario: Path) -
     assert good.verdict.ok
 
 
+def test_only_the_seeds_that_say_so_run_twice(scenario: Path, tmp_path: Path) -> None:
+    path = tmp_path / "batch.toml"
+    path.write_text('[[run]]\nscenario = "quiet.toml"\nseeds = [6, 6]\ntwice = 1\n[[run]]\nscenario = "quiet.toml"\nseeds = [6, 7]\n')
+    first, second, other = ran(read_plan(path)[0], jobs=1)
+    assert [first.verdict.ok, second.verdict.ok, other.verdict.ok] == [False, True, True]
+
+
 def test_twice_finds_what_depends_on_the_hash_seed_and_uses_other_processes(scenario: Path) -> None:
     differs, same = ran(runs_of([scenario], [6, 7]), twice=True, jobs=1)
     assert not differs.verdict.ok
@@ -164,10 +171,11 @@ def test_the_bound_of_wall_time_is_the_engines(tmp_path: Path) -> None:
 def test_a_batch_file_names_scenarios_beside_it(scenario: Path, tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     path = tmp_path / "deep" / "batch.toml"
-    path.write_text('coverage = true\n[[run]]\nscenario = "../quiet.toml"\nseeds = [3, 5]\n')
+    path.write_text('coverage = true\n[[run]]\nscenario = "../quiet.toml"\nseeds = [3, 5]\ntwice = 2\n')
     runs, wants_coverage = read_plan(path)
     assert wants_coverage
     assert [(run.path, run.name, run.seed) for run in runs] == [(str(scenario), "quiet", seed) for seed in (3, 4, 5)]
+    assert [run.twice for run in runs] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +252,7 @@ def test_the_batch_of_the_gate_has_200_seeds_over_all_scenarios_of_whole_nodes()
     runs, wants_coverage = read_plan(root / "tests" / "sim" / "batch.toml")
     assert (len(runs), wants_coverage) == (200, True)
     assert len({(run.path, run.seed) for run in runs}) == 200
+    assert {run.path for run in runs if run.twice} == {run.path for run in runs}, "some seeds of each in two processes"
     whole = {str(path) for path in (root / "scenarios" / "grids").glob("*.toml") if load(path).engine == "whole"}
     assert {run.path for run in runs} == whole
 
