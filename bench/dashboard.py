@@ -26,7 +26,8 @@ from bench.snapshots import crowd
 from p2pgrid.client.snapshots import joined
 from p2pgrid.wire.codec import decode, encode
 from p2pgrid.wire.owner import OwnPause, Snapshot
-from p2pgrid_cli.dashboard.live import Live, Terminal
+from p2pgrid_cli.dashboard.live import Live
+from p2pgrid_cli.dashboard.terminal import Terminal
 from p2pgrid_cli.dashboard.view import View
 
 PREPARED = 8

@@ -63,7 +63,8 @@ def top(
             print_document(top_of(await asking))
             return 0
         # Imported while the node makes its answer.
-        from p2pgrid_cli.dashboard.live import Live, own_terminal
+        from p2pgrid_cli.dashboard.live import Live
+        from p2pgrid_cli.dashboard.terminal import own_terminal
 
         if not live:
             _print(await asking)

@@ -3,15 +3,14 @@
 1. Asking goes on beside painting: a key is answered at once, though the node is slow.
 2. The terminal is given back whatever ends the loop: a key, a signal, the end of the node, or a bug.
 3. A node that does not answer is said so; the last picture stays.
+4. A terminal that takes no more gets no further frame until it does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -26,14 +25,13 @@ from p2pgrid_cli.dashboard.keyboard import Keyboard
 from p2pgrid_cli.dashboard.lines import duration
 from p2pgrid_cli.dashboard.painter import Painter
 from p2pgrid_cli.dashboard.screen import screen
+from p2pgrid_cli.dashboard.terminal import Terminal
 from p2pgrid_cli.dashboard.view import JOBS, Action, View, press
 
 LOOK_S = 1.0
 """The size of the terminal and the age of the last answer are looked at so often when nothing else happens."""
 SILENT_S = 3.0
 """After so long without an answer it is said."""
-WRITE_S = 10.0
-"""A terminal that takes nothing for so long has gone."""
 PICTURE_CELLS = 480
 SIGNALS = ("SIGTERM", "SIGHUP")
 
@@ -44,35 +42,6 @@ class Asked(Protocol):
     async def snapshot(self, *, refresh: bool = False) -> Snapshot: ...
     async def pause(self, seconds: float = 0.0) -> OwnPause: ...
     async def resume(self) -> OwnPause: ...
-
-
-class Terminal:
-    """Where keys come from and where pictures go."""
-
-    def __init__(self, fd_in: int, fd_out: int, *, colour: bool = True, encoding: str = "utf-8") -> None:
-        self.fd_in = fd_in
-        self.fd_out = fd_out
-        self.colour = colour
-        self.encoding = encoding
-
-    def size(self) -> tuple[int, int]:
-        """Columns and lines."""
-        try:
-            found = os.get_terminal_size(self.fd_out)
-        except OSError:
-            return 80, 24
-        return found.columns or 80, found.lines or 24
-
-    def write(self, data: bytes) -> None:
-        """All of it. Raises OSError when the terminal takes no more."""
-        left = memoryview(data)
-        while left:
-            try:
-                left = left[os.write(self.fd_out, left) :]
-            except BlockingIOError:
-                # Whoever shares the terminal made its writes not wait.
-                if not select.select([], [self.fd_out], [], WRITE_S)[1]:
-                    raise
 
 
 def utc_offset_s() -> int:
@@ -94,6 +63,7 @@ class Live:
         self._painter = Painter(terminal.write, colour=terminal.colour, encoding=terminal.encoding)
         self._keyboard = Keyboard(terminal.fd_in, self._on_key)
         self._news = asyncio.Event()
+        terminal.on_free = self._news.set
         self._ask_now = asyncio.Event()
         self._ended = False
         self._signal = 0
@@ -108,7 +78,7 @@ class Live:
         asking.add_done_callback(lambda _: self._news.set())
         taken = self._take_signals(loop)
         try:
-            with self._painter, self._keyboard:
+            with self._terminal, self._painter, self._keyboard:
                 self._view = self._view._replace(keys=self._keyboard.works)
                 while not self._ended:
                     self._paint(loop.time())
@@ -136,6 +106,8 @@ class Live:
     # -- painting ------------------------------------------------------------------------
 
     def _paint(self, now_s: float) -> None:
+        if self._terminal.busy:
+            return
         width, height = self._terminal.size()
         silent_s = now_s - self._answered_s - self._interval_s
         alarm = f"the node has not answered for {duration(silent_s)}; this is how it was" if silent_s > SILENT_S else ""
@@ -232,14 +204,9 @@ class Live:
     def _suspend(self) -> None:
         """Ctrl-Z: the terminal is the shell's until we are continued."""
         self._painter.leave()
+        self._terminal.drain()
         self._keyboard.restore()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._keyboard.again()
         self._painter.enter()
         self._news.set()
-
-
-def own_terminal() -> Terminal:
-    """The one that this program was started in."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return Terminal(0, sys.stdout.fileno(), colour=not os.environ.get("NO_COLOR"), encoding=encoding)

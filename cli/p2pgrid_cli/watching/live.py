@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from p2pgrid.model.ids import JobId
     from p2pgrid.wire.faces import JobPicture
     from p2pgrid.wire.owner import FollowEvent
+    from p2pgrid_cli.dashboard.terminal import Terminal
 
 PICTURE_S = 0.5
 FAILURES_S = 1.0
@@ -53,22 +54,24 @@ async def to_the_end(channel: Channel, job: JobId) -> int:
 
 async def _live(channel: Channel, job: JobId) -> Watched:
     """The picture goes with its terminal: what of it is to stay is told behind it."""
-    from p2pgrid_cli.dashboard.live import own_terminal
+    from p2pgrid_cli.dashboard.terminal import own_terminal
 
-    terminal, glyphs = own_terminal(), glyphs_of(sys.stdout)
+    glyphs = glyphs_of(sys.stdout)
     with ExitStack() as taken:
+        terminal = taken.enter_context(own_terminal())
         taken.enter_context(silent(terminal.fd_out))
         painter = taken.enter_context(Painter(terminal.write, colour=terminal.colour, encoding=terminal.encoding))
         loop = asyncio.get_running_loop()
         for number in ENDING_SIGNALS:
             loop.add_signal_handler(number, _end_by, number, taken)
-        loop.add_signal_handler(signal.SIGTSTP, _suspend, painter, terminal.fd_out)
+        loop.add_signal_handler(signal.SIGTSTP, _suspend, painter, terminal)
 
         async def look(event: FollowEvent) -> JobPicture:
             width, height = terminal.size()
             picture = await channel.picture(job, cells_for(width, height))
-            lines = draw(Watched(event.line, picture, event.note), width, height, glyphs)
-            painter.paint([*lines, *[()] * (height - len(lines))], width, height)
+            if not terminal.busy:
+                lines = draw(Watched(event.line, picture, event.note), width, height, glyphs)
+                painter.paint([*lines, *[()] * (height - len(lines))], width, height)
             return picture
 
         watched = await _following(channel, job, PICTURE_S, look)
@@ -83,12 +86,13 @@ def _end_by(number: int, taken: ExitStack) -> None:
     os.kill(os.getpid(), number)
 
 
-def _suspend(painter: Painter, fd: int) -> None:
+def _suspend(painter: Painter, terminal: Terminal) -> None:
     """Ctrl-Z: the terminal is the shell's until we are continued."""
     painter.leave()
-    _echo(fd, on=True)
+    terminal.drain()
+    _echo(terminal.fd_out, on=True)
     os.kill(os.getpid(), signal.SIGSTOP)
-    _echo(fd, on=False)
+    _echo(terminal.fd_out, on=False)
     painter.enter()
 
 

@@ -26,8 +26,9 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.wire.faces import JobPicture
 from p2pgrid.wire.owner import OwnPause, Snapshot
 from p2pgrid_cli.dashboard.lines import Line, Part
-from p2pgrid_cli.dashboard.live import Live, Terminal
+from p2pgrid_cli.dashboard.live import Live
 from p2pgrid_cli.dashboard.painter import BEGIN, END, ENTER, LEAVE, Painter
+from p2pgrid_cli.dashboard.terminal import Terminal
 from p2pgrid_cli.dashboard.view import View
 
 WAIT_S = 8.0
@@ -317,7 +318,8 @@ async def test_a_node_that_does_not_answer_is_said_so(node: Node, person: Screen
 CHILD = """
 import asyncio, os
 from bench.snapshots import busy
-from p2pgrid_cli.dashboard.live import Live, own_terminal
+from p2pgrid_cli.dashboard.live import Live
+from p2pgrid_cli.dashboard.terminal import own_terminal
 from p2pgrid_cli.dashboard.view import View
 
 class Node:
@@ -357,6 +359,56 @@ async def test_as_a_program_of_a_shell_it_hears_ctrl_z_and_ctrl_c(person: Screen
     finally:
         child.kill()
         child.communicate()
+
+
+FLOOD = """
+import asyncio, os
+from bench.snapshots import busy
+from p2pgrid_cli.dashboard.live import Live
+from p2pgrid_cli.dashboard.terminal import own_terminal
+from p2pgrid_cli.dashboard.view import View
+
+class Node:
+    async def snapshot(self, *, refresh=False):
+        live._painter.forget()
+        if terminal.busy:
+            os.write(2, b"busy\\n")
+        return busy()
+
+terminal = own_terminal()
+live = Live(Node(), terminal, View(), busy(), interval_s=0.02)
+raise SystemExit(asyncio.run(live.run()))
+"""
+
+
+@pytest.mark.parametrize("reads_again", [False, True])
+async def test_a_terminal_that_stopped_reading_gets_newer_frames_later_and_ctrl_c_is_heard(person: Screen, reads_again: bool) -> None:
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(person.master)
+    child = subprocess.Popen(
+        [sys.executable, "-c", FLOOD],
+        stdin=person.slave,
+        stdout=person.slave,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONIOENCODING": "utf-8"},
+    )
+    assert child.stderr is not None
+    try:
+        async with asyncio.timeout(WAIT_S):
+            assert await asyncio.to_thread(child.stderr.readline) == b"busy\n"
+        if reads_again:
+            loop.add_reader(person.master, person.ready)
+            await person.shows("attic", "q quit")
+            shown = person.raw.count(b"attic")
+            await person.until(lambda: person.raw.count(b"attic") > shown + 5)
+        child.send_signal(signal.SIGINT)
+        async with asyncio.timeout(WAIT_S):
+            assert await asyncio.to_thread(child.wait) == 0
+    finally:
+        child.kill()
+        child.communicate()
+        loop.add_reader(person.master, person.ready)
 
 
 async def test_without_a_terminal_for_keys_it_says_so(node: Node, person: Screen) -> None:
