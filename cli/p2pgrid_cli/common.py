@@ -55,6 +55,13 @@ def home_of(folder: Path | None) -> Home:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, on uvloop where there is one."""
+    try:
+        return _run_async(work)
+    finally:
+        work.close()  # Ctrl-C may come before it was begun; then nobody else says that it is not wanted.
+
+
+def _run_async(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
     from p2pgrid_cli import logs
@@ -65,8 +72,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         from uvloop import new_event_loop
 
         new_loop = new_event_loop
-    raise_them()
     with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.get_loop()
+        raise_them()
         return runner.run(work)
 
 

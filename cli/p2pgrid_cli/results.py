@@ -160,13 +160,15 @@ def document(job: JobId, outcome: Outcome, shown: Shown) -> Results:
 def report(job: JobId, outcome: Outcome, *, stays: bool = True) -> None:
     """What went wrong, on stderr: the first failures with their tracebacks, the others counted."""
     from p2pgrid.model.ids import short, to_text
+    from p2pgrid.model.reasons import Reason
 
     line = outcome.line
     for failure in outcome.failures:
         say(f"unit {failure.number} failed ({failure.reason}): {failure.type + ': ' if failure.type else ''}{failure.message}")
         if failure.traceback:
             say("  " + failure.traceback.strip().replace("\n", "\n  "))
-    for reason in dict.fromkeys(failure.reason for failure in outcome.failures if not failure.traceback):
+    # That the traceback is to be read need not be said below it.
+    for reason in dict.fromkeys(failure.reason for failure in outcome.failures if not failure.traceback or failure.reason != Reason.RAISED):
         if reason.next_step:
             say(f"  hint: {reason.next_step}")
     more = line.failed - len(outcome.failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from p2pgrid.model.ids import GridId, JobId
 from p2pgrid.model.reasons import Reason
 from p2pgrid.model.script import parse_script
 from p2pgrid.wire.keys import SigningKey
+from p2pgrid_cli import common
 from p2pgrid_cli import run as run_module
 from p2pgrid_cli.progress import Progress
 
@@ -84,3 +86,16 @@ async def test_a_job_that_cannot_be_cancelled_is_said(tmp_path: Path, capsys: py
     channel = SlowChannel(RefusedError("no longer yours", reason=Reason.NO_ROLE))
     await interrupted(channel, plan_of(tmp_path), detach=False)
     assert capsys.readouterr().err == "the job could not be cancelled: no longer yours\n"
+
+
+def test_work_that_was_never_begun_is_no_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def work() -> None: ...
+
+    monkeypatch.setattr(common, "raise_them", interrupt)
+    wanted = work()
+    with pytest.raises(KeyboardInterrupt):
+        common.run_async(wanted)
+    assert inspect.getcoroutinestate(wanted) == inspect.CORO_CLOSED
