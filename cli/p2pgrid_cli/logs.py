@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from p2pgrid.dht.limiter import TokenBuckets
 from p2pgrid.errors import P2PGridError, UsageError
 from p2pgrid.logs import HAPPENED, MESSAGE_MAX, REFUSED, Line, clean_text
 from p2pgrid_cli.aside import aside
@@ -47,6 +48,8 @@ LIMITED = frozenset({REFUSED.name, HAPPENED.name})
 """Events that others can cause as often as they like."""
 AT_ONCE, PER_S = 50, 1.0
 """Lines of such an event and level at once, and lines a second after that."""
+KINDS_MAX = 64
+"""Events and levels: more than there are."""
 GATHER_S = 0.2
 CLOSE_S = 2.0
 TRACEBACK_MAX = 8000
@@ -148,60 +151,35 @@ def _json(line: Fields, **_: Any) -> str:
     return msgspec.json.encode(line).decode()
 
 
-class _Bucket:
-    """The lines that one event of one level may still have."""
-
-    def __init__(self, now: float) -> None:
-        self.left_out = 0
-        self._lines = float(AT_ONCE)
-        self._counted_at = now
-
-    def has_room(self, now: float) -> bool:
-        """Whether a line may be said at ``now``, in seconds of a clock that never goes back."""
-        self._lines = min(float(AT_ONCE), self._lines + (now - self._counted_at) * PER_S)
-        self._counted_at = now
-        return self._lines >= 1.0
-
-    def take(self) -> int:
-        """Say a line; returns how many were left out before it."""
-        self._lines -= 1.0
-        left_out, self.left_out = self.left_out, 0
-        return left_out
-
-
 class Flood:
     """Holds back lines of the events that are limited. Warnings have their own bucket: what is usual must not drown them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: dict[tuple[str, int], _Bucket] = {}
+        self._room = TokenBuckets(clock, PER_S, AT_ONCE, KINDS_MAX)
+        self._left_out: dict[tuple[str, int], int] = {}
 
     def through(self, record: logging.LogRecord) -> list[logging.LogRecord]:
         """What is to be written for a record: nothing, itself, or how many were left out and itself."""
         if not isinstance(record.msg, Line) or record.msg.event not in LIMITED:
             return [record]
-        event, level = record.msg.event, record.levelno
+        kind = record.msg.event, record.levelno
         with self._lock:
-            now = self._clock()
-            bucket = self._buckets.setdefault((event, level), _Bucket(now))
-            if not bucket.has_room(now):
-                bucket.left_out += 1
+            if not self._room.take(kind):
+                self._left_out[kind] = self._left_out.get(kind, 0) + 1
                 return []
-            left_out = bucket.take()
-        return [_left_out(event, level, left_out), record] if left_out else [record]
+            left_out = self._left_out.pop(kind, 0)
+        return [_left_out(*kind, left_out), record] if left_out else [record]
 
     def counts(self, *, last: bool = False) -> list[logging.LogRecord]:
         """How many were left out of the events that have room again; of all, when it is the last chance to say it."""
         with self._lock:
-            now = self._clock()
-            ready = [(key, bucket) for key, bucket in self._buckets.items() if bucket.left_out and (bucket.has_room(now) or last)]
-            return [_left_out(event, level, bucket.take()) for (event, level), bucket in ready]
+            ready = [kind for kind in self._left_out if self._room.take(kind) or last]
+            return [_left_out(*kind, self._left_out.pop(kind)) for kind in ready]
 
     def holds(self) -> bool:
         """Whether some were left out and nobody was told."""
-        with self._lock:
-            return any(bucket.left_out for bucket in self._buckets.values())
+        return bool(self._left_out)
 
 
 def _left_out(event: str, level: int, count: int) -> logging.LogRecord:

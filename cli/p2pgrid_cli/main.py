@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from p2pgrid_cli.interrupts import INTERRUPTED, end_at_once
+from p2pgrid_cli.interrupts import end_at_once
 
 TYPE_CHECKING = False  # As in typing, which takes longer to import than all that is needed here.
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _run(words: list[str]) -> None:
         _show_usage(error)
         sys.exit(exits.USAGE)
     except click.exceptions.Exit as error:
-        if error.exit_code == INTERRUPTED:
+        if error.exit_code == exits.INTERRUPTED:
             _drop_output()
         _flush()
         sys.exit(error.exit_code)

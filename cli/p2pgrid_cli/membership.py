@@ -17,6 +17,7 @@ from p2pgrid_cli import joinoptions as options
 from p2pgrid_cli.common import HomeOption, home_of, print_line, run_async, say, wall_ms, with_channel
 from p2pgrid_cli.completion import complete_role
 from p2pgrid_cli.interrupts import raise_them
+from p2pgrid_cli.progress import Progress
 
 if TYPE_CHECKING:
     import subprocess
@@ -129,7 +130,6 @@ async def _join(home: Home, invite: str | None, asked: Settings, parent: int, le
 async def _started(home: Home, membership: HomeMembership, config: NodeConfig, *, quiet: bool) -> AsyncIterator[Node]:
     """The node of a home, once it is ready; until then a line on the terminal says what is waited for, unless ``quiet``."""
     from p2pgrid_cli.hosting import running_node
-    from p2pgrid_cli.progress import Progress
 
     with Progress(live=False if quiet else None) as progress:
         progress.step(STARTING)
@@ -225,8 +225,6 @@ def _detach(home: Home) -> None:
     """Start the same command as a process of its own, and wait until it is ready or has failed."""
     import subprocess
 
-    import p2pgrid_cli.progress  # noqa: F401 - while Ctrl-C still ends the process
-
     home.prepare()
     running = home.running()
     if running is not None:
@@ -257,8 +255,6 @@ def _detach(home: Home) -> None:
 def _until_ready(process: subprocess.Popen[bytes], said_path: Path) -> None:
     """Wait until a node says that it is ready, and show what it said; if it ends first, end as it did."""
     import subprocess
-
-    from p2pgrid_cli.progress import Progress
 
     deadline = time.monotonic() + DETACH_S
     with Progress() as progress:
@@ -292,8 +288,6 @@ def leave(home: HomeOption = None) -> None:
 async def _left(channel: Channel, home: Home) -> None:
     """Tell the node to stop, and wait until it has let go of its home, at most ``LEAVE_S``."""
     import asyncio
-
-    from p2pgrid_cli.progress import Progress
 
     with Progress() as progress:
         progress.step("leaving: jobs and copies go to others")

@@ -223,12 +223,6 @@ class Progress:
         """Take the line away."""
         self._line.stop()
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """While something else is printed."""
-        with self._line.aside():
-            yield
-
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
         say(text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from p2pgrid.errors import BadDataError, RefusedError, TryAgainError
 from p2pgrid_cli import exits
+from p2pgrid_cli.aside import aside
 from p2pgrid_cli.common import interruptible, print_document, say
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ async def show_results(
     shown = Shown(gather=as_json or finish is not None)
 
     def take(number: int, value: Any) -> None:
-        with progress.aside():
+        with aside():
             shown.take(number, value)
 
     prints = progress.live and not shown.gather and sys.stdout.isatty()

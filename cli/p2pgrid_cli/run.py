@@ -35,8 +35,8 @@ WASM_MAGIC = b"\0asm\1\0\0\0"
 STDIN = "-"
 """In the place of all items: they are the lines of stdin, read to its end."""
 CANCEL_S = 5.0
-TAKEN_S = (0.05, 0.1, 0.2, 0.4)
-"""A node that is taking a job is asked to cancel it again after these times."""
+TAKEN_S = (0.0, 0.05, 0.1, 0.2)
+"""A node that is perhaps just taking a job is asked to cancel it after each of these times."""
 WHERE, EACH_UNIT = "Where it runs", "Each unit"
 """Groups of options."""
 
@@ -416,14 +416,13 @@ async def _take_back(channel: Channel, job: JobId, progress: Any) -> None:
     try:
         async with asyncio.timeout(CANCEL_S):
             for pause_s in TAKEN_S:
+                await asyncio.sleep(pause_s)
                 try:
                     await channel.cancel(job)
+                    return
                 except RefusedError as error:
                     if error.reason != Reason.UNKNOWN_JOB:
                         raise
-                    await asyncio.sleep(pause_s)
-                else:
-                    return
     except TimeoutError:
         say("the job could not be cancelled in time")
     except P2PGridError as error:

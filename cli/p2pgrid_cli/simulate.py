@@ -11,6 +11,7 @@ import typer
 
 from p2pgrid.errors import UsageError
 from p2pgrid_cli import exits
+from p2pgrid_cli.aside import aside
 from p2pgrid_cli.common import JsonOption, console, print_document, print_line, run_async, say
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _many(
         def show(ran: Ran) -> None:
             if not as_json:
                 verdict = ran.verdict
-                with progress.aside():
+                with aside():
                     print_line("\n".join(lines_of(verdict, paths.get((verdict.scenario, verdict.seed), Path(verdict.scenario)))))
 
         rans = run_async(

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 from p2pgrid.core.invites import Contact
 from p2pgrid.errors import P2PGridError, UnreachableError
 from p2pgrid.model.ids import NodeKey
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES, Reason
 from p2pgrid.net.messages import Hello
 from p2pgrid.net.pool import Pool
 from p2pgrid.net.rpc import Session
@@ -149,14 +149,15 @@ def nobody_answers(tried: Sequence[ContactTried]) -> UnreachableError:
     """What a newcomer is told whom nobody answered: whom it asked, what came of it, and how to test that."""
     said = [f"{_place(one.contact)} ({one.error.text})" for one in tried if one.error is not None]
     more = f" and {len(said) - 3} more" if len(said) > 3 else ""
-    hint = f"{dial_step(tried[0].error, tried[0].contact)}" if tried and tried[0].error else Reason.NO_CONTACT.next_step
+    hint = dial_step(tried[0].error, tried[0].contact) if tried and tried[0].error else Reason.NO_CONTACT.next_step
     return UnreachableError(f"no node of the grid answers: {', '.join(said[:3])}{more}", reason=Reason.NO_CONTACT, hint=hint)
 
 
 def dial_step(trouble: Trouble, contact: Contact | None = None) -> str:
     """What to do about a dial that failed: what its code says. Silence and a closed port look different from outside."""
     if trouble.remote or trouble.reason != Reason.TIMEOUT:
-        return trouble.hint or next((reason.next_step for reason in Reason if reason == trouble.reason), "")
+        code = CODES.get(trouble.reason)
+        return trouble.hint or (code.next_step if code else "")
     test = f": nc -vz {contact.host} {contact.port} from this machine tells" if contact else ""
     if "refused" in trouble.text.lower():
         return f"nothing listens there: see that the node runs, and at that port{test}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from p2pgrid.model.ids import short
-from p2pgrid.model.reasons import Reason
+from p2pgrid.model.reasons import CODES
 from p2pgrid.wire.owner import OwnStatus, Snapshot
 from p2pgrid_cli.dashboard.lines import Line, Part, count, cut_line, duration, ends, line_width, printable, segments, wrapped
 from p2pgrid_cli.dashboard.view import View
 
 WRAPPED_FROM = 3
-SENTENCES = {reason.value: reason.sentence for reason in Reason}
 
 
 def sentence_of(code: str) -> str:
     """What a reason code says; the code itself where it is a newer node's."""
-    return SENTENCES.get(code) or printable(code)
+    reason = CODES.get(code)
+    return reason.sentence if reason else printable(code)
 
 
 def working(status: OwnStatus, wall_ms: int) -> Line:

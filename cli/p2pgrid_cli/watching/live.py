@@ -112,9 +112,7 @@ def silent(fd: int) -> Iterator[None]:
     except termios.error:
         yield
         return
-    quiet = list(before)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
+    _echo(fd, on=False)
     try:
         yield
     finally:

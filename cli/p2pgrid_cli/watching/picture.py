@@ -16,6 +16,7 @@ from p2pgrid.model.reasons import Reason
 from p2pgrid.wire.faces import FailureLine, JobPicture, WorkerShare
 from p2pgrid.wire.owner import JobLine
 from p2pgrid_cli.dashboard.columns import Cell, Column, table
+from p2pgrid_cli.dashboard.header import sentence_of
 from p2pgrid_cli.dashboard.lines import (
     UNICODE,
     Glyphs,
@@ -292,7 +293,7 @@ def why(share: WorkerShare) -> str:
     """The sentence of the reason why a node takes no units; of one that is gone, its state says enough."""
     if not share.note or not share.live:
         return ""
-    return next((reason.sentence for reason in Reason if reason == share.note), printable(share.note))
+    return sentence_of(share.note)
 
 
 # -- what needs looking at -----------------------------------------------------------------

@@ -81,12 +81,9 @@ class Standing:
             if first is not None and not gone:
                 return because(first, f"no other node is connected: {first.sentence}", lines)
             return because(Reason.NO_CONTACT, "no other node is connected, and none that is known answers", lines)
-        if self._health.contacts or self._known():
+        if self._health.contacts or self._health.dials:
             return because(Reason.NO_CONTACT, "no other node is connected", refused)
         return because(Reason.ALONE, "no other node is in the grid as far as this one knows", refused)
-
-    def _known(self) -> bool:
-        return any(True for _ in self._health.dials)
 
     def _dials(self) -> list[Because]:
         """Peers that cannot be dialled, or refuse this node: the newest."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from p2pgrid.logs import sayable
 from p2pgrid.model.ids import short
 from p2pgrid.model.reasons import CODES, Reason
 from p2pgrid.services.peers import Peers
@@ -47,7 +48,7 @@ def said(text: str) -> str:
 
 def plain(text: str) -> str:
     """Without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text[: 4 * TEXT_MAX])
+    return sayable(text[: 4 * TEXT_MAX])
 
 
 def named(peers: Peers, node: bytes, me: bytes) -> str:

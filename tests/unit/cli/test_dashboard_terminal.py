@@ -331,15 +331,20 @@ raise SystemExit(asyncio.run(Live(Node(), own_terminal(), View(), busy(), interv
 """
 
 
-async def test_as_a_program_of_a_shell_it_hears_ctrl_z_and_ctrl_c(person: Screen) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD],
+def program(script: str, person: Screen) -> subprocess.Popen[bytes]:
+    """A script of its own session on the terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
         stdin=person.slave,
         stdout=person.slave,
         stderr=subprocess.PIPE,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONIOENCODING": "utf-8"},
     )
+
+
+async def test_as_a_program_of_a_shell_it_hears_ctrl_z_and_ctrl_c(person: Screen) -> None:
+    child = program(CHILD, person)
     try:
         await person.shows("attic", "q quit")
         person.press(b"\x1a")
@@ -385,14 +390,7 @@ raise SystemExit(asyncio.run(live.run()))
 async def test_a_terminal_that_stopped_reading_gets_newer_frames_later_and_ctrl_c_is_heard(person: Screen, reads_again: bool) -> None:
     loop = asyncio.get_running_loop()
     loop.remove_reader(person.master)
-    child = subprocess.Popen(
-        [sys.executable, "-c", FLOOD],
-        stdin=person.slave,
-        stdout=person.slave,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONIOENCODING": "utf-8"},
-    )
+    child = program(FLOOD, person)
     assert child.stderr is not None
     try:
         async with asyncio.timeout(WAIT_S):

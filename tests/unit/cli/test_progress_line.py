@@ -73,7 +73,7 @@ def test_the_line_is_never_wider_than_it_may_be(status: Status, width: int) -> N
 
 SCRIPT = """
 import time
-from p2pgrid_cli import common, logs, progress
+from p2pgrid_cli import aside, common, logs, progress
 progress.DRAW_S = progress.AFTER_S = 0.01
 with progress.Progress() as shown:
     shown.step("a step with a name that is longer than the sixty columns of this small terminal are, by far")
@@ -82,7 +82,7 @@ with progress.Progress() as shown:
         shown.count("units", number, 1000)
         time.sleep(0.01)
         if number == 500:
-            with shown.aside():
+            with aside.aside():
                 print("a value", flush=True)
     shown.note("a note")
     time.sleep(0.05)
