@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 E2E = Path(__file__).parent / "e2e"
-E2E_TIMEOUT_S = 60
+E2E_TIMEOUT_S = 150
 
 # The time limit of a test is pytest-timeout's. A deadline for each example would fail on a busy machine.
 settings.register_profile("house", deadline=None, print_blob=True)
@@ -24,7 +24,7 @@ os.environ.pop("COLUMNS", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with real processes may take 60 s, unless they say otherwise themselves."""
+    """Tests with real processes may take 150 s, unless they say otherwise themselves."""
     for item in items:
         if E2E in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(E2E_TIMEOUT_S))

@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 
 from blake3 import blake3
 
@@ -65,6 +66,8 @@ PROOFS_MAX = 32
 NONCE_BYTES = 16
 NEWS_KEYS_MAX = 1500
 """Keys in one ``blob.holders``: 50 kB."""
+TOLD_MAX = 16
+"""Notices of one peer that wait, 50 kB each: it tells again, and who is left out is found by asking."""
 RETRY_S = 1.0
 EARLY_S = 0.001
 RENEWED_MS = 24 * 3_600_000
@@ -105,6 +108,8 @@ class Caring:
         """Appended to by any thread."""
         self._replicated: deque[Heard] = deque(maxlen=CHANGES_MAX)
         self._news: dict[bytes, list[HoldersOf]] = {}
+        self._told: dict[bytes, list[BlobHolders]] = {}
+        """What each peer said of holders and nobody looked at yet: whoever says so last may have left by then."""
         self._damaged: list[Callable[[BlobId, tuple[bytes, ...]], None]] = []
         self._healing: dict[BlobId, tuple[bytes, ...]] = {}
         """Damaged blobs, and who else held them."""
@@ -282,6 +287,10 @@ class Caring:
                     self._note(blob, row, leases)
             while self._replicated:
                 self._take(self._replicated.popleft())
+            while self._told:
+                peer, notices = self._told.popitem()
+                for item in chain.from_iterable(notice.items for notice in notices):
+                    self._take(Heard(item.blob, item.holders, by=peer))
 
     def _note(self, blob: BlobId, row: BlobRow | None, leases: Sequence[Lease], *, found: bool = False) -> None:
         now_ms, me = self._context.wall_ms(), self._context.me
@@ -428,14 +437,14 @@ class Caring:
         self._take(Asked(session.peer, blobs))
         return BlobHoldsReply(bytes(kept), tuple(made.get(number, b"") for number in range(len(request.proofs))))
 
-    async def _on_holders(self, session: Session, notice: BlobHolders) -> None:
+    def _on_holders(self, session: Session, notice: BlobHolders) -> None:
         keys = sum(len(item.holders) + 1 for item in notice.items)
         if keys > NEWS_KEYS_MAX or any(len(key) != DIGEST_BYTES for item in notice.items for key in item.holders):
             raise MalformedError("holders that cannot be", reason=Reason.MALFORMED)
-        if self._loaded:
-            await self._refresh()
-            for item in notice.items:
-                self._take(Heard(item.blob, item.holders, by=session.peer))
+        told = self._told.setdefault(session.peer, [])
+        if self._loaded and len(told) < TOLD_MAX:
+            told.append(notice)
+            self._poke.set()
 
 
 def _pinned(lease: Lease, me: bytes, now_ms: int) -> bool:

@@ -74,7 +74,7 @@ def marker() -> Iterator[str]:
     """Seconds to sleep that tell the sleeper from all others; afterwards nobody sleeps them any more."""
     marker = f"31557.{os.getpid()}{next(_numbers):03}"
     yield marker
-    gone_by = time.monotonic() + 2.0
+    gone_by = time.monotonic() + 10.0
     while left := sleepers(marker):
         assert time.monotonic() < gone_by, f"{left} outlived their unit"
 

@@ -24,7 +24,7 @@ Done = subprocess.CompletedProcess[str]
 
 PROGRAM = (sys.executable, "-P", "-m", "p2pgrid_cli")
 COMMAND_S = 40.0
-START_S = 20.0
+START_S = 40.0
 LOOK_S = 0.03
 CACHES = Path(tempfile.gettempdir()) / f"p2pgrid-tests-{os.getuid()}"
 """Compiled modules and reports of self-tests: ten seconds of work that every node of every test can share."""

@@ -392,7 +392,7 @@ def _drained(terminal: int) -> str:
 # -- Ctrl-C ------------------------------------------------------------------------------------
 
 MOMENTS_S = (0.02, 0.05, 0.1, 0.15, 0.22, 0.3, 0.45, 0.6, 0.9, 1.3, 2.0, 3.0)
-GONE_S = 3.0
+GONE_S = 10.0
 MARK = "MANNERS_MARK"
 OURS = re.compile(r'p2pgrid_cli/main\.py", line \d+, in (?:main|_run)')
 """A traceback from where Ctrl-C is heard."""
@@ -492,7 +492,7 @@ def _interrupt(name: str, place: Place, slow: str, moment_s: float) -> Interrupt
         started = time.monotonic()
         if was_running:
             os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(10)
+        code = process.wait(30)
         took_s = time.monotonic() - started
         left = _left(mark, children)
         deadline = time.monotonic() + GONE_S

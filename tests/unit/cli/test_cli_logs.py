@@ -340,7 +340,7 @@ def test_what_a_process_says_beside_its_log_is_bounded(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def wait_until(true: object, timeout_s: float = 5.0) -> None:
+def wait_until(true: object, timeout_s: float = 20.0) -> None:
     """The writer has no sign for others; a test looks until it has done its work."""
     assert callable(true)
     done = threading.Event()

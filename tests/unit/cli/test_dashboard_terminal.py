@@ -31,7 +31,7 @@ from p2pgrid_cli.dashboard.painter import BEGIN, END, ENTER, LEAVE, Painter
 from p2pgrid_cli.dashboard.terminal import Terminal
 from p2pgrid_cli.dashboard.view import View
 
-WAIT_S = 8.0
+WAIT_S = 30.0
 INTERVAL_S = 0.02
 ALTERNATE = 1049 << 5
 CURSOR = 25 << 5

@@ -105,7 +105,7 @@ def on_a_terminal(columns: int, term: str = "xterm") -> str:
     environment = {**os.environ, "TERM": term, "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=follower, stdout=follower, stderr=follower, env=environment)
     os.close(follower)
-    written, deadline = b"", time.monotonic() + 15
+    written, deadline = b"", time.monotonic() + 30
     while time.monotonic() < deadline:
         if not select.select([leader], [], [], 0.5)[0]:
             continue

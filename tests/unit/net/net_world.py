@@ -119,7 +119,7 @@ class Node:
         return Member(self.roles, lineage=peer)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait for something that callbacks bring about."""
     async with asyncio.timeout(timeout_s):
         while not condition():

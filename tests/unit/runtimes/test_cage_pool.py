@@ -210,7 +210,7 @@ async def test_a_process_stands_ready_and_is_taken_for_the_next_job(pools: Any, 
     pool = await pools(spare_s=60)
     assert await run(pool, PID, job=b"1") == ready[0]
     assert pool.idle == 1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(ready) < 2:
             await asyncio.sleep(0)
     assert pool.idle == 1
@@ -221,7 +221,7 @@ async def test_the_process_that_stands_ready_is_ended_when_nothing_comes(pools: 
     pool = await pools(spare_s=0.3, idle_max=0)
     await run(pool, PID)
     processes = tmp_path / "pool0" / "processes"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while os.listdir(processes) != ["2"]:
             await asyncio.sleep(0.005)
         while os.listdir(processes):
@@ -231,7 +231,7 @@ async def test_the_process_that_stands_ready_is_ended_when_nothing_comes(pools: 
 async def test_a_process_that_stood_ready_and_died_is_replaced(pools: Any, tmp_path: Path) -> None:
     pool = await pools(spare_s=60, idle_max=0)
     await run(pool, PID)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while pool._spare is None:
             await asyncio.sleep(0)
         pool._spare.kill()
@@ -270,7 +270,7 @@ def work(x): return [os.getpid(), count]
     def state() -> str:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while state() != "T":
             await asyncio.sleep(0.005)
     again, _ = await run(pool, counting)

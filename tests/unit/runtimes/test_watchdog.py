@@ -307,7 +307,7 @@ def test_processes_and_memory_are_those_of_the_commands_and_not_of_the_runner(tm
         }
         assert [dog.look() for dog in dogs.values()] == ["", "", ""]
         go_on(process)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not all(dogs[name].look() for name in ("processes", "memory")):
             assert time.monotonic() < until
         assert "3 processes or more" in dogs["processes"].look()
@@ -332,7 +332,7 @@ def test_pages_that_processes_share_count_once(tmp_path: Path) -> None:
     with running(program) as process:
         dog = command_watchdog(tmp_path, process.pid, processes=20, memory_bytes=220 * MIB)
         go_on(process)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while len(tree_of(process.pid, 100)) < 9:
             assert time.monotonic() < until
         assert dog.look() == ""  # Eight times 100 MiB, all of them the same.
@@ -353,7 +353,7 @@ def test_threads_are_bounded_too(tmp_path: Path) -> None:
     with running(program) as process:
         dog = command_watchdog(tmp_path, process.pid, processes=1)
         go_on(process)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not (found := dog.look()):
             assert time.monotonic() < until
         assert "threads in one process" in found

@@ -47,7 +47,7 @@ class Run:
     async def reason(self) -> str:
         """Why it was not run to the end."""
         with pytest.raises(TryAgainError) as caught:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await self.task
         return caught.value.reason
 
@@ -57,7 +57,7 @@ class Run:
 
 
 async def until(path: Path) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not path.exists():
             await asyncio.sleep(0.005)
 
@@ -86,7 +86,7 @@ async def test_the_last_unit_of_a_batch_ends_it_as_ever(pool: WorkerPool, tmp_pa
 async def test_a_batch_of_many_short_units_stops_at_the_next_one(pool: WorkerPool) -> None:
     source = "import time\ndef work(x):\n    time.sleep(0.001)\n    return x\n"
     run = Run(pool, task_of(source, list(range(20_000))))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not run.chunks:
             await asyncio.sleep(0.005)
     pool.wind_down()

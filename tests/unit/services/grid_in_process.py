@@ -34,7 +34,7 @@ from p2pgrid.wire.envelope import Signed, seal
 
 ROLES = ("work", "store", "submit", "native")
 DAY_MS = 86_400_000
-WAIT_S = 8.0
+WAIT_S = 30.0
 
 
 def wall_ms() -> int:

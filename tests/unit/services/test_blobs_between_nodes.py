@@ -30,7 +30,7 @@ def hold(nodes: Iterable[Node], data: bytes = CONTENT) -> BlobId:
 
 
 async def fetched(node: Node, blob: BlobId, sources: Iterable[Node] = ()) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await node.storing.fetch(blob, [source.context.me for source in sources])
     return node.blobs.read_all(blob, 64 << 20)
 

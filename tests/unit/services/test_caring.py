@@ -298,3 +298,16 @@ async def test_news_of_holders_that_are_none_changes_nothing(grid: Grid) -> None
     assert len(view.holders) == 2
     assert len(view.believed) <= 16
     await until(lambda: not others(grid, grid[1], blob)[1:], "no copy was made")
+
+
+async def test_the_last_word_of_who_leaves_is_heard(grid: Grid) -> None:
+    await grid.grow(3)
+    blob = await put(grid[1], b"last" * 500, replicas=2)
+    (other,) = others(grid, grid[1], blob)
+    await until(lambda: kept(other, blob) == 2, "it counts two")
+    leaver = next(node for node in grid.nodes if node not in (grid[1], other))
+    session = leaver.pool.live(other.context.me)
+    assert session is not None
+    session.notify("blob.holders", BlobHolders((HoldersOf(blob, (b"k" * 32,)),)))
+    session.close()
+    await until(lambda: b"k" * 32 in other.caring._machine._all.cares[blob].holders, "it was heard")

@@ -114,7 +114,7 @@ async def test_units_whose_inputs_are_still_fetched_do_not_start(world: WorkerWo
     lead.replies = [PullReply(False, grant.raw, job.raw, (world.keepers(job, lead).raw,), ((0, content),))]
     world.invite(job, lead)
     await until(lambda: world.working.worker.running, "it is prepared")
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(10.0):
         await world.working.drain(30.0)
     assert (world.pool.started, lead.deliveries) == ([], [])
     assert lead.returned == [LeasesReturned(job.id, (grant.id,), Reason.DRAINED)]
@@ -155,7 +155,7 @@ async def test_a_drain_ends_though_nobody_takes_anything(world: WorkerWorld) -> 
 
 
 async def test_an_idle_worker_is_drained_at_once_and_may_be_drained_again(world: WorkerWorld) -> None:
-    async with asyncio.timeout(1.0):
+    async with asyncio.timeout(10.0):
         await world.working.drain()
         await world.working.drain()
     assert world.pool.stopped

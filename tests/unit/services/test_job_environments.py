@@ -49,7 +49,7 @@ class Worker:
         return self.put(encode(environment or environment_of(*wheels)))
 
     async def folder(self, blob: bytes) -> Path:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             return await self.service.folder(blob, self.sources)
 
 
@@ -163,13 +163,13 @@ async def test_a_build_ends_when_the_last_of_those_who_wait_goes(worker: Worker,
         patch.setattr(packages, "run_uv", slow)
         blob = worker.submit(make_wheel(tmp_path))
         waiters = [asyncio.create_task(worker.folder(blob)) for _ in range(3)]
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(begun.wait(), 30)
         for waiter in waiters[:2]:
             waiter.cancel()
         await asyncio.wait(waiters[:2])
         assert not ended.is_set()
         waiters[2].cancel()
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 30)
     assert (await worker.folder(blob)).is_dir()
 
 
@@ -182,8 +182,8 @@ async def test_closing_ends_what_is_being_built(worker: Worker, tmp_path: Path, 
 
     monkeypatch.setattr(packages, "run_uv", slow)
     waiter = asyncio.create_task(worker.folder(worker.submit(make_wheel(tmp_path))))
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 30)
     await worker.service.close()
     with pytest.raises(TryAgainError):
-        await asyncio.wait_for(waiter, 5)
+        await asyncio.wait_for(waiter, 30)
     assert list((tmp_path / "environments").iterdir()) == []

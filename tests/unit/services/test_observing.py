@@ -87,7 +87,7 @@ async def test_a_snapshot_never_waits_for_a_peer_that_does_not_answer(grid: Grid
             assert line.path == "direct"
             assert line.status is None
         assert time.monotonic() - began < 1.0, "it took less than half of what an answer may take"
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(10.0):
             await asked.wait()
 
 
@@ -216,7 +216,7 @@ async def test_a_job_that_is_led_here_has_a_rate_and_a_time_left(grid: Grid, poo
                 return
 
     pool.gate.set()
-    async with asyncio.timeout(8.0):
+    async with asyncio.timeout(30):
         await look()
     under_way = [line for line in found if line.rate > 0]
     assert under_way, "some pictures fell within it"

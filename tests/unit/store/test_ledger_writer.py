@@ -20,7 +20,7 @@ from p2pgrid.store.ledger_writer import InlineLedgerWriter, LedgerPort, LedgerWr
 JOB = JobId(StatementId(bytes(range(32))))
 OTHER = JobId(StatementId(bytes(32)))
 random_bytes = random.Random(7).randbytes
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 class GatedDisk(Disk):

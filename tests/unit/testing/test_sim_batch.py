@@ -129,7 +129,7 @@ async def test_a_batch_that_is_cancelled_leaves_no_process(scenario: Path) -> No
         first.set()
 
     task = asyncio.create_task(run_batch(runs, jobs=1, engine="engine_for_tests:run", on_verdict=seen))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         await first.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
