@@ -15,7 +15,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import chain
 
 from blake3 import blake3
 
@@ -66,8 +65,8 @@ PROOFS_MAX = 32
 NONCE_BYTES = 16
 NEWS_KEYS_MAX = 1500
 """Keys in one ``blob.holders``: 50 kB."""
-TOLD_MAX = 16
-"""Notices of one peer that wait, 50 kB each: it tells again, and who is left out is found by asking."""
+TOLD_MAX = 256
+"""Notices of one peer that wait, 50 kB each. What is left out is found by asking."""
 RETRY_S = 1.0
 EARLY_S = 0.001
 RENEWED_MS = 24 * 3_600_000
@@ -213,6 +212,7 @@ class Caring:
             self._poke.clear()
             try:
                 await self._refresh()
+                await self._hear()
                 if context.clock() >= compare_at:
                     compare_at = context.clock() + COMPARE_S
                     await self._compare()
@@ -287,10 +287,6 @@ class Caring:
                     self._note(blob, row, leases)
             while self._replicated:
                 self._take(self._replicated.popleft())
-            while self._told:
-                peer, notices = self._told.popitem()
-                for item in chain.from_iterable(notice.items for notice in notices):
-                    self._take(Heard(item.blob, item.holders, by=peer))
 
     def _note(self, blob: BlobId, row: BlobRow | None, leases: Sequence[Lease], *, found: bool = False) -> None:
         now_ms, me = self._context.wall_ms(), self._context.me
@@ -311,6 +307,15 @@ class Caring:
         healed = self._healing.pop(blob, ())
         if healed:
             self._take(Heard(blob, healed))
+
+    async def _hear(self) -> None:
+        """Take in what peers said of holders; after the refresh, so that all blobs that are here are known."""
+        told, self._told = self._told, {}
+        for peer, notices in told.items():
+            for notice in notices:
+                for item in notice.items:
+                    self._take(Heard(item.blob, item.holders, by=peer))
+                await asyncio.sleep(0)  # Others have their turn, however much one says.
 
     def _on_replicated(self, blob: BlobId, holders: tuple[bytes, ...]) -> None:
         self._replicated.append(Heard(blob, holders, sure=True))
@@ -441,8 +446,7 @@ class Caring:
         keys = sum(len(item.holders) + 1 for item in notice.items)
         if keys > NEWS_KEYS_MAX or any(len(key) != DIGEST_BYTES for item in notice.items for key in item.holders):
             raise MalformedError("holders that cannot be", reason=Reason.MALFORMED)
-        told = self._told.setdefault(session.peer, [])
-        if self._loaded and len(told) < TOLD_MAX:
+        if self._loaded and len(told := self._told.setdefault(session.peer, [])) < TOLD_MAX:
             told.append(notice)
             self._poke.set()
 

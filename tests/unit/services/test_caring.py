@@ -281,14 +281,20 @@ async def test_a_second_question_of_a_peer_waits_its_turn(grid: Grid) -> None:
     assert all(isinstance(answer, BlobHoldsReply | TryAgainError) for answer in answers)
 
 
-async def test_news_of_holders_that_are_none_changes_nothing(grid: Grid) -> None:
+async def held_by_two_of_three(grid: Grid) -> tuple[BlobId, Node, Session]:
+    """A blob of the second node, its other holder, and what the third one tells that holder by."""
     await grid.grow(3)
     blob = await put(grid[1], b"news" * 500, replicas=2)
     (other,) = others(grid, grid[1], blob)
     await until(lambda: kept(other, blob) == 2, "it counts two")
-    stranger = next(node for node in grid.nodes if node not in (grid[1], other))
-    session = stranger.pool.live(other.context.me)
+    third = next(node for node in grid.nodes if node not in (grid[1], other))
+    session = third.pool.live(other.context.me)
     assert session is not None
+    return blob, other, session
+
+
+async def test_news_of_holders_that_are_none_changes_nothing(grid: Grid) -> None:
+    blob, other, session = await held_by_two_of_three(grid)
     lies = tuple(bytes([number]) * 32 for number in range(20))
     session.notify("blob.holders", BlobHolders((HoldersOf(blob, lies), HoldersOf(b"u" * 32, lies))))
     session.notify("blob.holders", BlobHolders((HoldersOf(blob, (b"short",)),)))
@@ -301,13 +307,7 @@ async def test_news_of_holders_that_are_none_changes_nothing(grid: Grid) -> None
 
 
 async def test_the_last_word_of_who_leaves_is_heard(grid: Grid) -> None:
-    await grid.grow(3)
-    blob = await put(grid[1], b"last" * 500, replicas=2)
-    (other,) = others(grid, grid[1], blob)
-    await until(lambda: kept(other, blob) == 2, "it counts two")
-    leaver = next(node for node in grid.nodes if node not in (grid[1], other))
-    session = leaver.pool.live(other.context.me)
-    assert session is not None
+    blob, other, session = await held_by_two_of_three(grid)
     session.notify("blob.holders", BlobHolders((HoldersOf(blob, (b"k" * 32,)),)))
     session.close()
     await until(lambda: b"k" * 32 in other.caring._machine._all.cares[blob].holders, "it was heard")

@@ -155,7 +155,7 @@ async def test_a_drain_ends_though_nobody_takes_anything(world: WorkerWorld) -> 
 
 
 async def test_an_idle_worker_is_drained_at_once_and_may_be_drained_again(world: WorkerWorld) -> None:
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(1.0):
         await world.working.drain()
         await world.working.drain()
     assert world.pool.stopped
